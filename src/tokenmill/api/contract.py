@@ -1,0 +1,61 @@
+"""What every face (HTTP, pipeline, terminal) sees of a served model, in text. Built by `api/build.py`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tokenmill.engine.contract import Stats
+from tokenmill.types import Chunk, Message, TextRequest
+
+
+@dataclass(frozen=True, slots=True)
+class TextLimits:
+    """Bounds a face checks before anything is tokenized. Tokens of a sequence, ids in [0, vocab_size)."""
+
+    max_model_tokens: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What generation_config.json says where a request says nothing (None: it says nothing either)."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+
+
+class TextCodec(Protocol):
+    """Text to ids and back, off the event loop. Raises RequestError on text that cannot be encoded or rendered."""
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]: ...
+
+    async def decode(self, ids: tuple[int, ...], skip_special_tokens: bool = True) -> str: ...
+
+    async def render(
+        self, messages: tuple[Message, ...], tools: tuple[Message, ...] = (), options: dict[str, Any] | None = None
+    ) -> str:
+        """The chat template's text for a conversation, ready to be continued by the model."""
+        ...
+
+
+class TextEngine(Protocol):
+    """A served model. `name` is the id under which it is served."""
+
+    name: str
+    limits: TextLimits
+    defaults: SamplingDefaults
+    codec: TextCodec
+
+    def generate(self, request: TextRequest) -> AsyncIterator[Chunk]:
+        """Chunks until one has `finish`. Closing the iterator early aborts. Raises RequestError where refused."""
+        ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    async def stats(self) -> Stats: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,59 @@
+"""Every environment variable Tokenmill reads, in one place. LMDeploy's own names are honoured where they have one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TRUE = ("1", "true", "yes", "on")
+
+
+def _flag(*names: str) -> bool:
+    return any(os.environ.get(name, "").strip().lower() in _TRUE for name in names)
+
+
+def use_modelscope() -> bool:
+    """Fetch models from ModelScope instead of the Hugging Face hub."""
+    return _flag("TOKENMILL_USE_MODELSCOPE", "LMDEPLOY_USE_MODELSCOPE")
+
+
+def hub_offline() -> bool:
+    return _flag("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def cache_dir() -> Path:
+    """Where compiled kernels and downloads of our own may be kept."""
+    base = os.environ.get("TOKENMILL_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return Path(base) / "tokenmill" if base else Path.home() / ".cache" / "tokenmill"
+
+
+def log_level() -> str:
+    return os.environ.get("TOKENMILL_LOG_LEVEL") or os.environ.get("TM_LOG_LEVEL") or "WARNING"
+
+
+def log_file() -> str | None:
+    return os.environ.get("TOKENMILL_LOG_FILE") or os.environ.get("LMDEPLOY_LOG_FILE") or None
+
+
+def uvicorn_log_level() -> str:
+    return os.environ.get("UVICORN_LOG_LEVEL", "info").lower()
+
+
+def keep_alive_s() -> int:
+    return int(os.environ.get("UVICORN_TIMEOUT_KEEP_ALIVE", "5"))
+
+
+def ssl_files() -> tuple[str | None, str | None]:
+    """(key file, certificate file) for `--ssl`."""
+    return os.environ.get("SSL_KEYFILE"), os.environ.get("SSL_CERTFILE")
+
+
+def api_keys() -> tuple[str, ...]:
+    """Keys given by environment, comma separated, so that they stand in no process listing."""
+    return tuple(key.strip() for key in os.environ.get("TOKENMILL_API_KEYS", "").split(",") if key.strip())
+
+
+def num_threads() -> int | None:
+    """Threads of the CPU backend, as OpenMP's own variable says."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() and int(value) > 0 else None

@@ -1,0 +1,71 @@
+"""What a runner sees of a model, whatever its family.
+
+`build_model(folder, ModelBuild) -> Model` lives in `models/build.py`; pure facts from config.json (no weights read) are
+`read_spec(folder, config) -> ModelSpec` in `models/spec.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from tokenmill.engine.contract import RopeBase
+from tokenmill.kernels.meta import RowMeta
+from tokenmill.kv.contract import KVPages
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Layers that share a block table: their indices, and the window they see (None: everything)."""
+
+    name: str
+    layers: tuple[int, ...]
+    window_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Facts a runner and a memory plan need, from config.json alone.
+
+    num_heads, num_kv_heads are of the whole model (before tensor parallel). `linear_params` counts the weights of
+    decoder linears, `other_params` embeddings, head and norms: the memory plan prices them by weight format.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_model_tokens: int
+    dtype: str
+    groups: tuple[AttentionGroup, ...]
+    rope: RopeBase | None
+    linear_params: int
+    other_params: int
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    logn: bool = False
+
+
+class Model(Protocol):
+    """A model on its device, of this rank's share. All tensors packed: T tokens of all rows."""
+
+    spec: ModelSpec
+
+    def rope(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, K // 2] fp32 for each token, from its slot's rope base (0: the model's own)."""
+        ...
+
+    def forward(
+        self, ids_T: Tensor, rows: RowMeta, caches: tuple[KVPages, ...], embeds_TD: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [T, D] after the final norm. `caches` by layer. Writes K and V of every token with a place."""
+        ...
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """fp32 [R, V] of chosen positions, gathered over ranks."""
+        ...
