@@ -1,0 +1,52 @@
+"""How the linears of a checkpoint are stored: plain data between a format, the source and the writer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Linears whose name matches `pattern` (searched from the start) follow `scheme`; None leaves them plain."""
+
+    pattern: str
+    scheme: Scheme | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """One format's parameters.
+
+    format: module name in `weights/formats`; dialect: the format's own variant ("gemm", "gptq_v2", "pack-quantized").
+    weight: the class it gives ("dense", "int", "int8-channel", "fp8-tensor", "fp8-channel", "fp8-block").
+    group: in-features per scale, None for one scale per out-feature. block: (N, M) of FP8 blocks.
+    activation: "none", "int8-token", "fp8-token", "fp8-tensor" or "fp8-group": how inputs are quantized at run time.
+    skip: names (or patterns, as the format spells them) that stay plain. rules: overrides by name, first match wins.
+    """
+
+    format: str
+    weight: str = "dense"
+    dialect: str = ""
+    bits: int = 16
+    group: int | None = None
+    symmetric: bool = True
+    block: tuple[int, int] | None = None
+    activation: str = "none"
+    skip: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    def at(self, name: str) -> Scheme | None:
+        """The scheme of the linear called `name`."""
+        for rule in self.rules:
+            if re.match(rule.pattern, name):
+                return rule.scheme
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Suffixes:
+    """What follows a linear's name on disk. All of `needed` make the linear this format's."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
