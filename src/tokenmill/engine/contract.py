@@ -1,8 +1,8 @@
 """The central seams: what everything above sees of an engine, and what an engine sees of compute.
 
 Imports types only, never torch. `Engine` is seam A and `Runner` seam B of docs/design.md. Plans and results hold
-scalars, bytes and numpy arrays of the dtypes named here, never a tensor and never an object of another room, so that the
-same plan is rank 0's broadcast, a trace record and a test fixture.
+scalars, bytes and numpy arrays of the dtypes named here, never a tensor and never an object of another room, so that
+the same plan is rank 0's broadcast, a trace record and a test fixture.
 
 Order inside one plan: released slots first, then new slots, new blocks, block copies, encodes, then rows and decode
 slots. A slot may be released and given again in one plan. The runner owns tensors by slot, the scheduler owns meaning.
@@ -127,7 +127,10 @@ class SlotInit:
 
 @dataclass(frozen=True, slots=True)
 class Embeds:
-    """Encoder output that fills positions of a row: `count` vectors of `digest` from `start`, at `offset` in the row."""
+    """Encoder output that fills positions of a row.
+
+    `count` vectors of `digest` from `start`, at `offset` in the row.
+    """
 
     offset: int
     digest: str
