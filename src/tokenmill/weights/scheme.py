@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tokenmill.errors import FormatError
+from tokenmill.log import safe
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -21,7 +24,8 @@ class Scheme:
     format: module name in `weights/formats`; dialect: the format's own variant ("gemm", "gptq_v2", "pack-quantized").
     weight: the class it gives ("dense", "int", "int8-channel", "fp8-tensor", "fp8-channel", "fp8-block").
     group: in-features per scale, None for one scale per out-feature. block: (N, M) of FP8 blocks.
-    activation: "none", "int8-token", "fp8-token", "fp8-tensor" or "fp8-group": how inputs are quantized at run time.
+    activation: how inputs are quantized at run time, one of `classes.ACTIVATIONS`.
+    act_order: groups may be out of order (GPTQ desc_act, compressed-tensors actorder "group").
     skip: names (or patterns, as the format spells them) that stay plain. rules: overrides by name, first match wins.
     """
 
@@ -33,6 +37,7 @@ class Scheme:
     symmetric: bool = True
     block: tuple[int, int] | None = None
     activation: str = "none"
+    act_order: bool = False
     skip: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
 
@@ -50,3 +55,19 @@ class Suffixes:
 
     needed: tuple[str, ...]
     optional: tuple[str, ...] = ()
+
+
+def read_group(value: object) -> int | None:
+    """A config's group_size: None for one scale per out-feature (-1 or absent), else a positive count."""
+    if value is None or value == -1:
+        return None
+    if type(value) is not int or value <= 0:
+        raise FormatError(f"group_size must be a positive number or -1, not {safe(value, 40)}")
+    return value
+
+
+def read_block(value: object) -> tuple[int, int]:
+    """A config's block: two positive counts, (rows, columns)."""
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value):
+        return value[0], value[1]
+    raise FormatError(f"a block must be two positive numbers, not {safe(value, 60)}")
