@@ -1,4 +1,4 @@
-"""A runner in small, for tests of models and ops: slots with block tables on real pages, steps of any mixture of rows."""
+"""A runner in small, for tests of models and ops: slots with block tables on real pages, steps of mixed rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Choosing ops once, at model build: for each op the first backend of the device that serves it, else the reference.
 
-A backend module may say `refuses(facts) -> str | None`: the reason it does not serve these facts. Whatever falls back is
-logged once, with its reason.
+A backend module may say `refuses(facts) -> str | None`: the reason it does not serve these facts. Whatever falls back
+is logged once, with its reason.
 """
 
 from __future__ import annotations

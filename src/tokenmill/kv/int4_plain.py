@@ -25,7 +25,7 @@ class Int4PlainKind:
 
     def alloc(self, num_blocks: int, shape: KVShape, dtype: torch.dtype, device: torch.device) -> KVPages:
         if shape.head_dim % 2:
-            raise ConfigError(f"KV cache {self.name} needs an even head_dim; it is {shape.head_dim}: use --quant-policy 8")
+            raise ConfigError(f"KV cache {self.name} needs an even head_dim, not {shape.head_dim}: use --kv int8")
         lead = (num_blocks + SPARE_BLOCKS, shape.block_tokens, shape.num_heads)
         planes = {}
         for name in ("k", "v"):

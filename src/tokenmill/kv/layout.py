@@ -1,6 +1,7 @@
-"""Where tokens lie in paged caches: kinds by name, bytes of a block, flat indices. The bytes are pure and feed the memory plan.
+"""Where tokens lie in paged caches: kinds by name, bytes of a block (pure: they feed the memory plan), flat indices.
 
-A cache of B blocks is allocated with one spare block behind them: a write to -1 lands on its last token, and nobody reads it.
+A cache of B blocks is allocated with one spare block behind them: a write to -1 lands on its last token, and nobody
+reads it.
 """
 
 from __future__ import annotations

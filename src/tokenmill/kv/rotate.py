@@ -19,7 +19,8 @@ def hadamard(size: int, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float32, device=device)
     while matrix.shape[0] < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return matrix * size**-0.5
+    scaled: Tensor = matrix * size**-0.5
+    return scaled
 
 
 def rotate(x: Tensor) -> Tensor:

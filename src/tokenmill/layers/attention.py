@@ -75,7 +75,7 @@ class GroupedQKV:
         bias = read_bias(source, prefix + self.name, shape[0], a.qkv_bias)
         sizes = (a.num_heads // a.num_kv_heads * a.head_dim, a.head_dim, a.head_dim) * a.num_kv_heads
         weights = whole.weight.split(0, sizes)
-        biases = None if bias is None else bias.split(list(sizes))
+        biases = None if bias is None else torch.split(bias, list(sizes))
         return tuple(
             Part(
                 _join(weights[place::3]),

@@ -1,9 +1,9 @@
-"""Token embedding and output head. V vocabulary, D hidden. The table is whole on every rank; the head is sharded by V."""
+"""Token embedding and output head. V vocabulary, D hidden. Every rank has the whole table and its rows of the head."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from tokenmill.errors import FormatError
 from tokenmill.kernels.ops import HeadParts
@@ -23,7 +23,7 @@ class Embedding:
         self.table_VD = table.to(loader.device, loader.dtype)
 
     def __call__(self, ids_T: Tensor) -> Tensor:
-        return F.embedding(ids_T, self.table_VD)
+        return functional.embedding(ids_T, self.table_VD)
 
 
 def build_head(loader: Loader, name: str, embedding: Embedding, tied: bool) -> HeadParts:

@@ -21,7 +21,7 @@ KINDS = ("default", "linear", "dynamic", "qwen", "llama3", "yarn", "longrope")
 
 @dataclass(frozen=True, slots=True)
 class RopeFacts:
-    """A model's rotation, from its config. `max_position` is P, `original_max_position` the O of yarn, llama3, longrope.
+    """A model's rotation, from its config. `max_position` is P; `original_max_position` O, of yarn, llama3, longrope.
 
     `attention_factor` multiplies cos and sin; None: the kind's own rule.
     """

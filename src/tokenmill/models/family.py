@@ -54,7 +54,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class QuantGroup:
-    """A scale can move from `source` (a norm, or a linear's output) into the inputs of `linears`, all within a layer."""
+    """A scale can move from `source` (a norm, or a linear's output) into the inputs of `linears`, within a layer."""
 
     source: str
     linears: tuple[str, ...]

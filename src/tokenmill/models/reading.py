@@ -102,7 +102,7 @@ def rope_facts(config: dict[str, Any], K: int) -> RopeFacts:
         truncate=bool(rope.get("truncate", True)),
         short_factor=tuple(float(x) for x in rope.get("short_factor") or ()),
         long_factor=tuple(float(x) for x in rope.get("long_factor") or ()),
-        **numbers,  # type: ignore[arg-type]
+        **numbers,
     )
 
 

@@ -47,7 +47,7 @@ class Tiny:
 
 def make_tiny(family: str, folder: str | Path, seed: int = 0, std: float = 0.15,
               overrides: dict[str, Any] | None = None) -> Path:
-    """A random fp32 checkpoint of `family` in `folder` (made if needed), with a working tokenizer. Returns the folder."""
+    """A random fp32 checkpoint of `family` in `folder` (made if needed), with a working tokenizer; the folder."""
     return write_tiny(folder, Tiny(family, seed, std, overrides=overrides or {}))
 
 

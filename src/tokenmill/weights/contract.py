@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol, Self
 
-from torch import Tensor, dtype
+from torch import Tensor, device, dtype
 
 
 class Weight(Protocol):
@@ -18,6 +18,10 @@ class Weight(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    def to(self, device: device | str) -> Self:
+        """The same numbers on a device."""
+        ...
 
     def split(self, axis: int, sizes: tuple[int, ...]) -> tuple[Self, ...]:
         """Parts along N or M; refuses (FormatError) to cut a group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tokenmill.kernels.meta import RowMeta, Stream
@@ -14,11 +15,11 @@ def attn_in(ops: Primitives, stream: Stream, parts: AttentionParts, rows: RowMet
     heads, K = parts.heads, parts.heads.head_dim
     H, G = heads.num_heads, heads.num_kv_heads
     qkv = parts.qkv(ops.rms_norm(stream.residual_TD, parts.norm.weight_D, parts.norm.eps))
-    qk_THK, v_TGK = qkv.view(-1, H + 2 * G, K).split((H + G, G), 1)
+    qk_THK, v_TGK = torch.split(qkv.view(-1, H + 2 * G, K), [H + G, G], 1)
     if parts.q_norm is None and parts.k_norm is None:
-        q_THK, k_TGK = ops.rope(qk_THK, rows.cos_TK, rows.sin_TK).split((H, G), 1)
+        q_THK, k_TGK = torch.split(ops.rope(qk_THK, rows.cos_TK, rows.sin_TK), [H, G], 1)
     else:
-        q_THK, k_TGK = qk_THK.split((H, G), 1)
+        q_THK, k_TGK = torch.split(qk_THK, [H, G], 1)
         if parts.q_norm is not None:
             q_THK = ops.rms_norm(q_THK, parts.q_norm.weight_D, parts.q_norm.eps)
         if parts.k_norm is not None:

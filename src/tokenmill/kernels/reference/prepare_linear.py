@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from tokenmill import find
 from tokenmill.kernels.ops import Prepared
@@ -41,7 +41,7 @@ class DenseLinear:
         self.bias_N = None if bias is None else bias.to(self.weight_NM.device, dtype)
 
     def __call__(self, x_TM: Tensor) -> Tensor:
-        return F.linear(x_TM, self.weight_NM, self.bias_N)
+        return functional.linear(x_TM, self.weight_NM, self.bias_N)
 
     def load(self, weight: Weight, bias: Tensor | None) -> None:
         self.weight_NM.copy_(weight.dequantize(self.weight_NM.dtype))
@@ -57,7 +57,7 @@ class DequantLinear:
         self.bias_N = None if bias is None else bias.float()
 
     def __call__(self, x_TM: Tensor) -> Tensor:
-        return F.linear(x_TM.float(), self.weight.dequantize(torch.float32), self.bias_N).to(self.dtype)
+        return functional.linear(x_TM.float(), self.weight.dequantize(torch.float32), self.bias_N).to(self.dtype)
 
     def load(self, weight: Weight, bias: Tensor | None) -> None:
         if type(weight) is not type(self.weight) or weight.shape != self.weight.shape:
