@@ -14,6 +14,16 @@ from typing import Any
 from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """A row of more than one token, in host numbers: its index, first packed token, tokens and context at most."""
+
+    row: int
+    start: int
+    num_tokens: int
+    context: int
+
+
 @dataclass(slots=True)
 class RowMeta:
     """Rows of one step.
@@ -26,6 +36,8 @@ class RowMeta:
     cos_TK, sin_TK: rotation of each token, [T, K // 2] fp32, from the slot's rope base (already scaled).
     logn_T fp32 or None: factor on q past the trained length.
     max_row_tokens, max_context: bounds of this bucket. all_single: every row has one token (a fact of the bucket).
+    chunks: rows of more than one token, where the runner knows them on the host (eager steps); rows before the first of
+    them have one token or none. None: ops pad every row to `max_row_tokens`, which captures but costs memory.
     """
 
     starts_R1: Tensor
@@ -42,6 +54,7 @@ class RowMeta:
     max_row_tokens: int
     max_context: int
     all_single: bool
+    chunks: tuple[ChunkRow, ...] | None = None
 
 
 @dataclass(slots=True)

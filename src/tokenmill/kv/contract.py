@@ -23,7 +23,7 @@ class KVShape:
 
 @dataclass(slots=True)
 class KVPages:
-    """One layer's cache of one kind: planes by name, each with leading dimensions [blocks, S, ...]."""
+    """One layer's cache of one kind: planes by name, each with leading dimensions [blocks + 1, S, ...] (one spare)."""
 
     kind: KVKind
     shape: KVShape
@@ -43,6 +43,10 @@ class KVKind(Protocol):
         """Stores each token at flat index writes_T (block * S + offset); -1 stores nothing. No host synchronisation."""
         ...
 
+    def gather(self, pages: KVPages, index_RL: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V at flat indices [R, L], [R, L, G, K] each, dequantized to fp32: what reference attention reads."""
+        ...
+
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V of whole rows, [R, B * S, G, K] each, dequantized to fp32: what reference attention reads."""
+        """K and V of whole tables, [R, B * S, G, K] each, dequantized to fp32."""
         ...

@@ -60,10 +60,17 @@ class Model(Protocol):
         """cos and sin [T, K // 2] fp32 for each token, from its slot's rope base (0: the model's own)."""
         ...
 
+    def logn(self, positions_T: Tensor) -> Tensor | None:
+        """LogN attention's factor on q, fp32 [T], for `RowMeta.logn_T`; None for a model without it."""
+        ...
+
     def forward(
         self, ids_T: Tensor, rows: RowMeta, caches: tuple[KVPages, ...], embeds_TD: Tensor | None = None
     ) -> Tensor:
-        """Hidden states [T, D] after the final norm. `caches` by layer. Writes K and V of every token with a place."""
+        """Hidden states [T, D] after the final norm. `caches` by layer. Writes K and V of every token with a place.
+
+        `embeds_TD`, where given, stands in for the token embeddings.
+        """
         ...
 
     def logits(self, hidden_RD: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ class Weight(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def to(self, device: device | str) -> Self: ...
+    def to(self, device: device | str) -> Self:
+        """The same numbers on a device."""
+        ...
 
     def split(self, axis: int, sizes: tuple[int, ...]) -> tuple[Self, ...]:
         """Parts along N or M; refuses (FormatError) to cut a group."""

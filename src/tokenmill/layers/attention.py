@@ -1,0 +1,135 @@
+"""Grouped-query attention: how a checkpoint holds q, k, v and o, and the parts a block op runs.
+
+D hidden, H query heads, G kv heads, K head dim; g = H / G query heads share a kv head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tokenmill.kernels.ops import AttentionFacts, AttentionParts, Heads, Norm
+from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, unit_span
+from tokenmill.weights.contract import Source, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionArch:
+    """One layer's attention in numbers, of the whole model. Biases are what config.json promises."""
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    logn: bool = False
+
+
+class QKVNames(Protocol):
+    """How a checkpoint stores q, k and v."""
+
+    def shapes(self, a: AttentionArch) -> dict[str, tuple[int, int]]:
+        """Linears by name within the layer, with their (N, M)."""
+        ...
+
+    def read(self, source: Source, prefix: str, a: AttentionArch) -> tuple[Part, ...]:
+        """q, k and v, each (heads * K, D) in head order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SeparateQKV:
+    """Three linears, as Llama has them."""
+
+    q: str
+    k: str
+    v: str
+
+    def shapes(self, a: AttentionArch) -> dict[str, tuple[int, int]]:
+        kv = (a.num_kv_heads * a.head_dim, a.hidden_size)
+        return {self.q: (a.num_heads * a.head_dim, a.hidden_size), self.k: kv, self.v: kv}
+
+    def read(self, source: Source, prefix: str, a: AttentionArch) -> tuple[Part, ...]:
+        units = {self.q: a.num_heads, self.k: a.num_kv_heads, self.v: a.num_kv_heads}
+        return tuple(
+            read_part(source, prefix + name, shape, units[name], a.qkv_bias) for name, shape in self.shapes(a).items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedQKV:
+    """One linear whose rows are grouped per kv head: g query heads, then k, then v, G times (InternLM2's wqkv)."""
+
+    name: str
+
+    def shapes(self, a: AttentionArch) -> dict[str, tuple[int, int]]:
+        return {self.name: ((a.num_heads + 2 * a.num_kv_heads) * a.head_dim, a.hidden_size)}
+
+    def read(self, source: Source, prefix: str, a: AttentionArch) -> tuple[Part, ...]:
+        shape = self.shapes(a)[self.name]
+        whole = read_part(source, prefix + self.name, shape, a.num_kv_heads)
+        bias = read_bias(source, prefix + self.name, shape[0], a.qkv_bias)
+        sizes = (a.num_heads // a.num_kv_heads * a.head_dim, a.head_dim, a.head_dim) * a.num_kv_heads
+        weights = whole.weight.split(0, sizes)
+        biases = None if bias is None else torch.split(bias, list(sizes))
+        return tuple(
+            Part(
+                _join(weights[place::3]),
+                None if biases is None else torch.cat(biases[place::3]),
+                a.num_heads if place == 0 else a.num_kv_heads,
+            )
+            for place in range(3)
+        )
+
+
+def _join(weights: tuple[Weight, ...]) -> Weight:
+    return weights[0].join(0, weights[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionNames:
+    """Names within a layer."""
+
+    norm: str
+    qkv: QKVNames
+    out: str
+    q_norm: str = ""
+    k_norm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gqa:
+    """Grouped-query attention, as a block of a family. `qk_norm`: q and k heads are normed before rope."""
+
+    qk_norm: bool = False
+
+    def build(self, loader: Loader, names: AttentionNames, prefix: str, a: AttentionArch, eps: float) -> AttentionParts:
+        out = (a.hidden_size, a.num_heads * a.head_dim)
+        head_norms = {name: _head_norm(loader, prefix + name, a, eps) for name in (names.q_norm, names.k_norm) if name}
+        return AttentionParts(
+            norm=Norm(loader.vector(f"{prefix}{names.norm}.weight", a.hidden_size), eps),
+            qkv=Linear(names.qkv.read(loader.source, prefix, a), "column", loader),
+            out=Linear((read_part(loader.source, prefix + names.out, out, a.num_heads, a.out_bias),), "row", loader),
+            heads=local_heads(a, loader),
+            facts=AttentionFacts(scale=a.head_dim**-0.5),
+            reduce=loader.group.all_reduce,
+            q_norm=head_norms.get(names.q_norm) if self.qk_norm else None,
+            k_norm=head_norms.get(names.k_norm) if self.qk_norm else None,
+            logn=a.logn,
+        )
+
+
+def _head_norm(loader: Loader, name: str, a: AttentionArch, eps: float) -> Norm:
+    weight_K: Tensor = loader.vector(f"{name}.weight", a.head_dim)
+    return Norm(weight_K, eps)
+
+
+def local_heads(a: AttentionArch, loader: Loader) -> Heads:
+    """This rank's heads."""
+    spans = (unit_span(count, count, loader.group) for count in (a.num_heads, a.num_kv_heads))
+    queries, kvs = (last - first for first, last in spans)
+    return Heads(queries, kvs, a.head_dim)

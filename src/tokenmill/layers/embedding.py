@@ -1,0 +1,35 @@
+"""Token embedding and output head. V vocabulary, D hidden. Every rank has the whole table and its rows of the head."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from tokenmill.errors import FormatError
+from tokenmill.kernels.ops import HeadParts
+from tokenmill.layers.linear import Linear, Loader, Part, read_part
+from tokenmill.weights.classes import Dense
+
+
+class Embedding:
+    """`embedding(ids_T) -> [T, D]` in the model's dtype."""
+
+    def __init__(self, loader: Loader, name: str, vocab_size: int, hidden_size: int):
+        table = loader.source.tensor(f"{name}.weight")
+        if tuple(table.shape) != (vocab_size, hidden_size):
+            raise FormatError(
+                f"{name}.weight has shape {tuple(table.shape)}; config.json asks for {(vocab_size, hidden_size)}"
+            )
+        self.table_VD = table.to(loader.device, loader.dtype)
+
+    def __call__(self, ids_T: Tensor) -> Tensor:
+        return functional.embedding(ids_T, self.table_VD)
+
+
+def build_head(loader: Loader, name: str, embedding: Embedding, tied: bool) -> HeadParts:
+    """The head called `name`; the embedding's table where the two are tied (nothing is copied on one rank)."""
+    V, D = embedding.table_VD.shape
+    part = Part(Dense(embedding.table_VD), None, V) if tied else read_part(loader.source, name, (V, D), V)
+    if V % loader.group.size == 0:
+        return HeadParts(Linear((part,), "column", loader), loader.group.all_gather)
+    return HeadParts(Linear((part,), "replicated", loader), lambda logits_RV: logits_RV)

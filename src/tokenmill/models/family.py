@@ -1,0 +1,89 @@
+"""The record every family declares: `models/<model_type>.py` holds one module-level `FAMILY: Family`.
+
+A family is a declaration. Arithmetic that others have is taken from `layers/`; new arithmetic is a block in the
+family's own file. Found by file name; `ALIASES` holds model types whose file has another name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenmill.errors import ConfigError
+from tokenmill.layers.attention import AttentionArch, AttentionNames, Gqa
+from tokenmill.layers.mlp import Gated, MlpArch, MlpNames
+from tokenmill.layers.rope import RopeFacts
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderArch:
+    """A decoder in numbers, from config.json. `logn_tokens`: trained length of LogN attention, None without it."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    norm_eps: float
+    attention: AttentionArch
+    mlp: MlpArch
+    rope: RopeFacts
+    max_model_tokens: int
+    tied: bool
+    logn_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a checkpoint keeps what. `layer` has one place for the layer's index and ends in a dot."""
+
+    embedding: str
+    norm: str
+    head: str
+    layer: str
+    attention: AttentionNames
+    mlp: MlpNames
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    attention: Gqa
+    mlp: Gated
+
+
+@dataclass(frozen=True, slots=True)
+class QuantGroup:
+    """A scale can move from `source` (a norm, or a linear's output) into the inputs of `linears`, within a layer."""
+
+    source: str
+    linears: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """`arch` reads a (text) config. `architectures` are its class names in `config.architectures`.
+
+    `chat`, `tools`, `reasoning` name default dialects of tokenize/ and parse/. `tiny` is a small config.json in the
+    form real folders have, for tests.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    arch: Callable[[dict[str, Any]], DecoderArch]
+    block: Callable[[DecoderArch], Block]
+    names: Names
+    quant: tuple[QuantGroup, ...]
+    tiny: dict[str, Any]
+    chat: str = ""
+    tools: str = ""
+    reasoning: str = ""
+    aliases: tuple[str, ...] = field(default=())
+
+
+def expect_positive(config: dict[str, Any], *keys: str) -> None:
+    """ConfigError where a size is missing or not a positive whole number."""
+    for key in keys:
+        value = config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"config.json: {key} is {value!r}; it must be a positive whole number")
