@@ -116,19 +116,19 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits) -> Staged:
     host.give_blocks(plan.new_blocks)
     if plan.encode:
         raise ValueError("the plan encodes images, which this model cannot")
-    packer = Packer()
-    for name, array in pack_changes(plan.new_slots, plan.new_blocks, len(host.groups)).items():
-        packer.add(name, array)
     rows = sorted(plan.rows, key=lambda row: row.num_tokens > 1)
     order = _Order(plan.decode_slots, rows)
     _check(order, host, limits)
-    starts = _starts(order, host)
-    totals = starts + order.counts
+    totals = _starts(order, host) + order.counts
     _check_totals(order, totals, host, limits)
     host.length[order.slots] = totals
+    packer = Packer()
+    for name, array in pack_changes(plan.new_slots, plan.new_blocks, len(host.groups)).items():
+        packer.add(name, array)
     packer.add("slots", order.slots)
     if rows:
         _pack_mixed(packer, order)
+    work = _work(plan, order, totals, host, packer)
     return Staged(
         step=plan.step,
         buffer=packer.buffer(),
@@ -138,7 +138,7 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits) -> Staged:
         max_row_tokens=int(order.counts.max(initial=0)),
         max_context=int(totals.max(initial=0)),
         steady=not rows and len(order.slots) > 0,
-        work=_work(plan, order, totals, host, packer),
+        work=work,
         extras=_extras(order, host),
         copies=plan.block_copies,
     )
