@@ -1,0 +1,104 @@
+"""Where steps are carried out, in order: in the caller's thread on CUDA, in one worker thread on CPU.
+
+On CUDA a launch returns at once and the stream is the queue. On CPU the worker thread stands for the stream: `run` returns
+while the step computes (torch lets go of the interpreter inside its operators), so the engine publishes the step before
+it without waiting for this one. Computing inside `run` would hold back every token by a whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+T = TypeVar("T")
+RING = 3
+RING_INTS = 1 << 17
+
+
+class Lane(Protocol):
+    """Runs calls one after another; uploads arrays to the device."""
+
+    def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]: ...
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        """The array on the device, without waiting for the device."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ThreadLane:
+    """One worker thread for a CPU. `threads`: torch's own threads inside an operator (None: its default)."""
+
+    def __init__(self, threads: int | None):
+        self._pool = ThreadPoolExecutor(1, "tokenmill-step", self._start, (threads,))
+
+    @staticmethod
+    def _start(threads: int | None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
+        return self._pool.submit(_inference, call, *arguments)
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class CudaLane:
+    """The caller's thread and the device's current stream.
+
+    int32 arrays go through a ring of pinned buffers, so that the copy is asynchronous; a buffer is written again only
+    when the copy out of it, `RING` steps ago, has ended.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._ring = [torch.empty(RING_INTS, dtype=torch.int32, pin_memory=True) for _ in range(RING)]
+        self._copied: list[torch.cuda.Event | None] = [None] * RING
+        self._next = 0
+
+    def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            with torch.cuda.device(self._device):
+                future.set_result(_inference(call, *arguments))
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+            future.set_exception(error)
+        return future
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        if array.dtype != np.int32 or array.size > RING_INTS:
+            return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
+        at, self._next = self._next, (self._next + 1) % RING
+        copied = self._copied[at]
+        if copied is not None:
+            copied.synchronize()
+        pinned = self._ring[at][: array.size].view(array.shape)
+        pinned.numpy()[...] = array
+        there = pinned.to(self._device, non_blocking=True)
+        copied = copied or torch.cuda.Event()
+        copied.record()
+        self._copied[at] = copied
+        return there
+
+    def close(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+
+def make_lane(device: torch.device, threads: int | None) -> Lane:
+    return CudaLane(device) if device.type == "cuda" else ThreadLane(threads)
+
+
+@torch.inference_mode()
+def _inference(call: Callable[..., T], *arguments: Any) -> T:
+    return call(*arguments)

@@ -1,0 +1,197 @@
+"""Will it fit: weights, KV cache and workspace of a model on a device, from facts alone. Pure; no torch at run time.
+
+Bytes are exact for what is known (parameters, KV bytes of a token) and an upper estimate for workspace. The same table
+is printed at start and by `tokenmill plan MODEL --gpu-memory 24GiB --batch 8`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from typing import TYPE_CHECKING
+
+from tokenmill.errors import CapacityError
+
+if TYPE_CHECKING:
+    from tokenmill.models.contract import ModelSpec
+
+GIB = 1 << 30
+CONTEXTS = (2048, 8192, 32768)
+# Bytes of one weight of a decoder linear: W8 and FP8 carry a scale per output channel (a thousandth, left out);
+# W4 an fp16 scale and a 4-bit zero per group of 128.
+LINEAR_BYTES = {"fp16": 2.0, "w8": 1.0, "fp8": 1.0, "w4": 0.5 + 2.5 / 128}
+OTHER_BYTES = 2.0
+# What a CUDA context and its libraries take before the first tensor.
+DEVICE_BASE_BYTES = 512 << 20
+# Widest tensors alive at once in a decoder block, in units of the hidden size (gate and up, activation, residual, norm).
+BLOCK_WIDTHS = 16
+MOST_FRAC = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """memory_bytes of the device, the batch that must fit, and what the engine will be started with."""
+
+    memory_bytes: int
+    batch: int = 8
+    contexts: tuple[int, ...] = CONTEXTS
+    memory_frac: float = 0.8
+    max_rows: int = 256
+    max_step_tokens: int = 8192
+    tp: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether `batch` sequences of `context` tokens fit. `frac`: the least share of free memory that holds them."""
+
+    context: int
+    kv_bytes: int
+    fits: bool
+    frac: float | None
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One weight format with one KV kind. tokens: that fit at the request's share; sequences by context."""
+
+    weights: str
+    kv: str
+    weight_bytes: int
+    token_bytes: int
+    tokens: int
+    max_context: int
+    sequences: dict[int, int]
+    verdicts: tuple[Verdict, ...]
+
+    def at(self, context: int) -> Verdict:
+        return next(v for v in self.verdicts if v.context == context)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    request: PlanRequest
+    workspace_bytes: int
+    rows: tuple[PlanRow, ...] = field(default=())
+
+    def row(self, weights: str, kv: str) -> PlanRow:
+        return next(r for r in self.rows if (r.weights, r.kv) == (weights, kv))
+
+
+def memory_plan(
+    spec: ModelSpec, kv_bytes: Mapping[str, int], request: PlanRequest, weight_bytes: Mapping[str, int] | None = None
+) -> MemoryPlan:
+    """Every weight format with every KV kind.
+
+    kv_bytes: K and V of one token and layer by KV kind, of this rank's heads. weight_bytes: by name, replaces the formats
+    (at start, the weights that were loaded).
+    """
+    known = dict(weight_bytes) if weight_bytes else {f: weights_bytes(spec, f, request.tp) for f in LINEAR_BYTES}
+    work = workspace_bytes(spec, request.max_rows, request.max_step_tokens)
+    rows = [_row(spec, name, size, kv, per_layer, work, request)
+            for name, size in known.items() for kv, per_layer in kv_bytes.items()]
+    return MemoryPlan(request, work, tuple(rows))
+
+
+def weights_bytes(spec: ModelSpec, weight_format: str, tp: int = 1) -> int:
+    """Bytes of a rank's weights: linears in the format, embeddings, head and norms in half precision."""
+    return ceil((spec.linear_params * LINEAR_BYTES[weight_format] + spec.other_params * OTHER_BYTES) / tp)
+
+
+def workspace_bytes(spec: ModelSpec, max_rows: int, max_step_tokens: int) -> int:
+    """Upper estimate of what a step needs beside weights and KV: activations, logits and the sampler's tables."""
+    activations = max_step_tokens * spec.hidden_size * 2 * BLOCK_WIDTHS
+    logits = max_rows * spec.vocab_size * 4 * 4
+    counts = max_rows * spec.vocab_size * 3
+    return activations + logits + counts
+
+
+def kv_tokens(free_bytes: int, frac: float, token_bytes: int) -> int:
+    """Tokens of KV that a share of the free memory holds."""
+    return max(0, int(free_bytes * frac) // token_bytes)
+
+
+def require_tokens(tokens: int, needed: int, token_bytes: int, free_bytes: int, frac: float) -> None:
+    """Raises CapacityError where the cache cannot hold one sequence of `needed` tokens; names the flag that fits."""
+    if tokens >= needed:
+        return
+    least = _least_frac(needed * token_bytes, free_bytes)
+    fix = (
+        f"use --cache-max-entry-count {least:.2f}" if least is not None
+        else f"use --session-len {max(0, kv_tokens(free_bytes, MOST_FRAC, token_bytes))} or a smaller --quant-policy kind"
+    )
+    raise CapacityError(
+        f"the KV cache holds {tokens} tokens ({_gib(int(free_bytes * frac))} of {_gib(free_bytes)} free, "
+        f"{token_bytes} bytes a token) but one sequence may have {needed}: {fix}"
+    )
+
+
+def _row(
+    spec: ModelSpec, weights: str, size: int, kv: str, per_layer: int, work: int, request: PlanRequest
+) -> PlanRow:
+    token_bytes = per_layer * spec.num_layers
+    free = request.memory_bytes - DEVICE_BASE_BYTES - size - work
+    tokens = kv_tokens(free, request.memory_frac, token_bytes)
+    verdicts = tuple(_verdict(request, context, token_bytes, free) for context in request.contexts)
+    return PlanRow(
+        weights, kv, size, token_bytes, tokens, min(tokens, spec.max_model_tokens),
+        {c: tokens // c for c in request.contexts}, verdicts,
+    )
+
+
+def _verdict(request: PlanRequest, context: int, token_bytes: int, free: int) -> Verdict:
+    needed = request.batch * context * token_bytes
+    frac = _least_frac(needed, free)
+    if frac is None:
+        missing = needed - max(free, 0) if free > 0 else needed - free
+        fit = max(0, int(free * MOST_FRAC)) // (context * token_bytes)
+        advice = f"--max-batch-size {fit}" if fit else f"{_gib(missing)} short"
+        return Verdict(context, needed, False, None, advice)
+    if frac <= request.memory_frac:
+        return Verdict(context, needed, True, frac, "")
+    return Verdict(context, needed, True, frac, f"--cache-max-entry-count {frac:.2f}")
+
+
+def _least_frac(needed_bytes: int, free_bytes: int) -> float | None:
+    """The least share (in hundredths) of free memory that holds `needed_bytes`; None: none below MOST_FRAC does."""
+    if free_bytes <= 0:
+        return None
+    share = ceil(needed_bytes / free_bytes * 100) / 100
+    return share if share <= MOST_FRAC else None
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def format_plan(plan: MemoryPlan) -> str:
+    """The plan as a table in plain text."""
+    request = plan.request
+    lines = [
+        f"memory {_gib(request.memory_bytes)}, workspace {_gib(plan.workspace_bytes)}, "
+        f"{request.memory_frac:.0%} of the rest for the KV cache, batch {request.batch}",
+        _line("weights", "KV", "weights", "B/token", "tokens", "context", *(_short(c) for c in request.contexts),
+              *(f"{request.batch} x {_short(c)}" for c in request.contexts)),
+    ]
+    for row in plan.rows:
+        lines.append(_line(
+            row.weights, row.kv, _gib(row.weight_bytes), str(row.token_bytes), str(row.tokens), str(row.max_context),
+            *(str(n) for n in row.sequences.values()), *(_shown(v) for v in row.verdicts),
+        ))
+    return "\n".join(lines)
+
+
+def _shown(verdict: Verdict) -> str:
+    word = "fits" if verdict.fits else "no"
+    return f"{_gib(verdict.kv_bytes)} {word}" + (f": {verdict.advice}" if verdict.advice else "")
+
+
+def _short(context: int) -> str:
+    return f"{context // 1024}k" if context % 1024 == 0 else str(context)
+
+
+def _line(*cells: str) -> str:
+    widths = (8, 11, 11, 9, 9, 8)
+    return "  ".join(cell.ljust(widths[i] if i < len(widths) else 10) for i, cell in enumerate(cells)).rstrip()
