@@ -3,8 +3,8 @@
 The sandbox alone allows strings of gigabytes and endless loops, so the parent (`jinja.py`) kills this process when an
 answer is late, and this process limits its own address space. It imports nothing of Tokenmill.
 
-Messages both ways: 4 bytes length, big-endian, then JSON. First in: {"templates": {name: text}, "memory_bytes"},
-out: {"variables": {name: [...]}}; then in: {"template", "variables"}, out: {"text"}. A failure's out: {"error", "kind"}.
+Messages both ways: 4 bytes length, big-endian, then JSON. First in: {"templates": {name: text}, "memory_bytes"}, out:
+{"variables": {name: [...]}}; then in: {"template", "variables"}, out: {"text"}. On failure out: {"error", "kind"}.
 """
 
 from __future__ import annotations
