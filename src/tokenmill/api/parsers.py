@@ -1,0 +1,68 @@
+"""Which parsers read a served model's answers: by name, or by what the tokenizer holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenmill import find
+from tokenmill.api.answer import Parsers
+from tokenmill.errors import ConfigError
+from tokenmill.tokenize.vocabulary import Vocabulary
+from tokenmill.types import TextRequest
+
+_TOOLS, _REASONING = "tokenmill.parse.tools", "tokenmill.parse.reasoning"
+_TOOL_ALIASES = {"internlm": "internlm2", "intern-s1": "internlm2"}
+_REASONING_ALIASES = {
+    "default": "think_tags", "qwen-qwq": "think_tags", "intern-s1": "think_tags", "deepseek-r1": "think_tags",
+}
+
+
+@dataclass(frozen=True)
+class ParserNames:
+    """Module names in parse/tools and parse/reasoning; None leaves the text alone."""
+
+    tools: str | None = None
+    reasoning: str | None = None
+
+
+def parser_names(tools: str | None, reasoning: str | None, vocabulary: Vocabulary) -> ParserNames:
+    """What the user asked for; without a wish, tool calls are read where the tokenizer has a dialect's tags.
+
+    Raises ConfigError on a name that is not there.
+    """
+    if tools is None:
+        tools = next((name for name in find.names(_TOOLS) if _speaks(name, vocabulary)), None)
+    return ParserNames(_checked(_TOOLS, tools, _TOOL_ALIASES), _checked(_REASONING, reasoning, _REASONING_ALIASES))
+
+
+def parsers_for(names: ParserNames, request: TextRequest, vocabulary: Vocabulary) -> Parsers:
+    """Fresh parsers of one answer; tool calls are looked for only where tools were given."""
+    reasoning = tools = None
+    keep: frozenset[int] = frozenset()
+    if names.reasoning is not None:
+        inside = request.template_options.get("enable_thinking") is not False
+        module = find.load(_REASONING, names.reasoning)
+        reasoning, keep = module.ReasoningParser(inside), _ids(module.TAGS, vocabulary)
+    if names.tools is not None and request.tools and request.tool_choice != "none":
+        module = find.load(_TOOLS, names.tools)
+        tools, keep = module.ToolParser(), keep | _ids(module.TAGS, vocabulary)
+    return Parsers(reasoning, tools, keep)
+
+
+def _speaks(name: str, vocabulary: Vocabulary) -> bool:
+    tags: tuple[str, ...] = find.load(_TOOLS, name).TAGS
+    return all(vocabulary.token_id(tag) is not None for tag in tags)
+
+
+def _checked(package: str, name: str | None, aliases: dict[str, str]) -> str | None:
+    if name is None:
+        return None
+    module = aliases.get(name, name).replace("-", "_")
+    if module not in find.names(package):
+        known = sorted({*find.names(package), *aliases})
+        raise ConfigError(f"there is no {package.rsplit('.', 1)[-1]} parser {name!r}; there are {', '.join(known)}")
+    return module
+
+
+def _ids(tags: tuple[str, ...], vocabulary: Vocabulary) -> frozenset[int]:
+    return frozenset(token for tag in tags if (token := vocabulary.token_id(tag)) is not None)

@@ -1,0 +1,98 @@
+"""The text engine: an `Engine` of token ids, a tokenizer and a chat template make what every face sees.
+
+Per request: render and tokenize in a thread, check lengths, hand over to the engine, turn its outputs into chunks. A
+stop string that completes aborts the engine's request; closing the iterator early does too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from tokenmill.api.answer import Answer, Parsers
+from tokenmill.api.codec import Codec
+from tokenmill.api.contract import SamplingDefaults, TextLimits
+from tokenmill.api.parsers import ParserNames, parsers_for
+from tokenmill.api.prepare import EndOfText, chosen_tools, engine_request, stops_of
+from tokenmill.engine.contract import Engine, Stats
+from tokenmill.errors import EngineDeadError
+from tokenmill.types import Chunk, Finish, Request, TextRequest, Usage
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What a served model is made of beside its engine."""
+
+    name: str
+    codec: Codec
+    limits: TextLimits
+    end: EndOfText
+    defaults: SamplingDefaults = SamplingDefaults()
+    parsers: ParserNames = field(default_factory=ParserNames)
+
+
+class ServedModel:
+    """Implements api/contract.TextEngine on any Engine."""
+
+    def __init__(self, engine: Engine, parts: TextParts) -> None:
+        self.name = parts.name
+        self.limits = parts.limits
+        self.defaults = parts.defaults
+        self.codec = parts.codec
+        self._engine = engine
+        self._parts = parts
+        # Requests whose prompt is still being written; True once they were aborted meanwhile.
+        self._preparing: dict[str, bool] = {}
+
+    async def generate(self, request: TextRequest) -> AsyncIterator[Chunk]:
+        """Chunks until one has `finish`. RequestError, where refused, comes with the first chunk asked for."""
+        self._preparing[request.id] = False
+        try:
+            wish, answer = await self._prepare(request)
+        finally:
+            aborted = self._preparing.pop(request.id, False)
+        if aborted:
+            usage = Usage(prompt_tokens=len(wish.prompt_ids))
+            yield Chunk(finish=Finish.ABORT, prompt_ids=wish.prompt_ids, usage=usage)
+            return
+        stream = self._engine.generate(wish)
+        try:
+            async for output in stream:
+                chunk = answer.feed(output)
+                if chunk is None:
+                    continue
+                if chunk.finish is not None and output.finish is None:
+                    self._engine.abort(request.id)
+                yield chunk
+                if chunk.finish is not None:
+                    return
+        finally:
+            await _close(stream)
+        raise EngineDeadError("the engine ended an answer without saying why; start it again")
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self._preparing:
+            self._preparing[request_id] = True
+        self._engine.abort(request_id)
+
+    async def stats(self) -> Stats:
+        return await self._engine.stats()
+
+    async def close(self) -> None:
+        await self._engine.close()
+        self.codec.close()
+
+    async def _prepare(self, request: TextRequest) -> tuple[Request, Answer]:
+        parts, vocabulary = self._parts, self.codec.tokenizer.vocabulary
+        tools = chosen_tools(request, parts.parsers.tools is not None)
+        prompt_ids = await self.codec.prompt_ids(request, tools)
+        stops = stops_of(request, parts.end, vocabulary)
+        wish = engine_request(request, prompt_ids, stops, self.limits)
+        parsers = parsers_for(parts.parsers, request, vocabulary) if request.chat else Parsers()
+        return wish, Answer(request, prompt_ids, vocabulary, stops, parsers)
+
+
+async def _close(stream: AsyncIterator[object]) -> None:
+    aclose = getattr(stream, "aclose", None)
+    if aclose is not None:
+        await aclose()
