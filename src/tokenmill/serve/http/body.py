@@ -1,0 +1,89 @@
+"""A request's JSON body: read within limits, decoded strictly, validated by a schema.
+
+Refused with 400: another content type, bad UTF-8, lone surrogates, NaN, Infinity, numbers beyond float64 or int64,
+depth over MAX_DEPTH, anything but an object at the top. Fields the schema does not know are dropped and counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.types import Receive
+
+from tokenmill.errors import RequestError
+from tokenmill.serve.http.errors import from_validation
+
+MAX_DEPTH = 64
+INT64 = range(-(1 << 63), 1 << 63)
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+async def read_json(request: Request, schema: type[Schema]) -> tuple[Schema, int]:
+    """The validated body and how many unknown top-level fields it had."""
+    check_content_type(request.headers.get("content-type", ""))
+    value = decode(await read_all(request.receive))
+    known = {field.alias or name for name, field in schema.model_fields.items()}
+    try:
+        return schema.model_validate(value), len(value.keys() - known)
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False, include_input=False)) from None
+
+
+def check_content_type(content_type: str) -> None:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RequestError("the Content-Type must be application/json", 400, code="invalid_content_type")
+
+
+async def read_all(receive: Receive) -> bytes:
+    """The whole body; its size is bounded by the transport layer."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError("client closed the connection", 499, code="client_gone")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """A JSON object, strictly."""
+    if not raw.strip():
+        raise RequestError("the body is empty; a JSON object is needed", 400, code="invalid_json")
+    try:
+        value = msgspec.json.decode(raw)
+    except RecursionError:
+        raise _too_deep() from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        position = f" ({error})" if isinstance(error, msgspec.DecodeError) and "byte" in str(error) else ""
+        raise RequestError(f"the body is not valid JSON{position}", 400, code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise RequestError("the body must be a JSON object", 400, code="invalid_json")
+    check_shape(value)
+    return value
+
+
+def check_shape(value: Any) -> None:
+    """Bounds nesting and integers, level by level, without recursion."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            for child in item.values() if isinstance(item, dict) else item:
+                if isinstance(child, dict | list):
+                    below.append(child)
+                elif type(child) is int and child not in INT64:
+                    raise RequestError("an integer lies beyond 64 bits", 400, code="invalid_json")
+        if not below:
+            return
+        level = below
+    raise _too_deep()
+
+
+def _too_deep() -> RequestError:
+    return RequestError(f"the body is nested deeper than {MAX_DEPTH} levels", 400, code="invalid_json")

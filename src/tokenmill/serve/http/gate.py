@@ -1,0 +1,42 @@
+"""Takes work only while there is an engine to do it, and counts what is under way. A pure ASGI layer."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tokenmill.errors import RequestError
+from tokenmill.serve.http.errors import error_response
+from tokenmill.serve.http.service import Service
+
+# Answered in every phase: they tell about the server, not about the model.
+ALWAYS = frozenset({"/", "/openapi.json", "/health", "/health/live", "/health/ready", "/version", "/metrics"})
+
+
+class GateLayer:
+    """503 while loading or draining; 429 for new work while the queue is full, before its body is read."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in ALWAYS:
+            await self.app(scope, receive, send)
+            return
+        refusal = self.service.refusal() or self._queue_refusal(scope)
+        if refusal is not None:
+            await error_response(refusal, {"Connection": "close"})(scope, receive, send)
+            return
+        self.service.in_flight += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.service.in_flight -= 1
+
+    def _queue_refusal(self, scope: Scope) -> RequestError | None:
+        admission = self.service.admission
+        if scope["method"] != "POST" or admission is None or not admission.full:
+            return None
+        return RequestError(
+            f"{admission.waiting} requests are waiting already; try again later", 429, code="queue_full"
+        )

@@ -1,0 +1,1 @@
+"""The OpenAI-shaped endpoints: schema (what is accepted), convert (into TextRequests), one file per endpoint."""

@@ -1,0 +1,124 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tokenmill.errors import RequestError
+from tokenmill.serve.http.body import read_json
+from tokenmill.serve.http.deadline import timeout_of
+from tokenmill.serve.http.disconnect import unless_gone
+from tokenmill.serve.http.service import Job, Service, service_of
+from tokenmill.serve.http.sse import EventStream, event
+from tokenmill.serve.openai.collect import Collected, chat_logprobs, usage_body
+from tokenmill.serve.openai.convert import chat_job
+from tokenmill.serve.openai.describe import body_of
+from tokenmill.serve.openai.schema import ChatRequest
+from tokenmill.types import Chunk, Finish
+
+router = APIRouter(tags=["openai"])
+
+
+@router.post("/v1/chat/completions", summary="Answer a conversation", openapi_extra=body_of(ChatRequest))
+async def chat_completions(request: Request) -> Response:
+    service = service_of(request)
+    body, unknown = await read_json(request, ChatRequest)
+    service.metrics.unknown_fields.inc(unknown)
+    job = chat_job(body, service.engine, service.options, timeout_of(request, service.options))
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(_events(service, job, include_usage), service.options.limits.ping_s)
+    answer = await unless_gone(request.receive, _answer(service, job))
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+async def _answer(service: Service, job: Job) -> dict[str, Any]:
+    choices = [Collected() for _ in job.requests]
+    async with aclosing(service.run(job)) as chunks:
+        async for index, chunk in chunks:
+            choices[index].add(chunk)
+    if any(choice.finish is Finish.TIMEOUT for choice in choices):
+        raise RequestError("the request's deadline passed", 504, code="timeout")
+    return {
+        "id": job.id,
+        "object": "chat.completion",
+        "created": job.created,
+        "model": job.model,
+        "service_tier": None,
+        "choices": [_choice(index, choice, job) for index, choice in enumerate(choices)],
+        "usage": usage_body([choices[0].usage], [choice.usage for choice in choices]),
+    }
+
+
+def _choice(index: int, choice: Collected, job: Job) -> dict[str, Any]:
+    text = "".join(choice.text)
+    calls = [choice.calls[place] for place in sorted(choice.calls)]
+    return {
+        "index": index,
+        "message": {
+            "role": "assistant",
+            "content": text if text or not calls else None,
+            "reasoning_content": "".join(choice.reasoning) or None,
+            "tool_calls": calls or None,
+        },
+        "logprobs": chat_logprobs(choice.logprobs) if job.requests[0].logprobs else None,
+        "finish_reason": choice.finish_reason,
+    }
+
+
+async def _events(service: Service, job: Job, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    """One event a chunk, then one per choice with its finish reason, then the usage where it was asked for."""
+    head: dict[str, Any] = {
+        "id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model
+    }
+    if include_usage:
+        head["usage"] = None
+    choices = [Collected() for _ in job.requests]
+    async with aclosing(service.run(job)) as chunks:
+        async for index, chunk in chunks:
+            choices[index].note_end(chunk)
+            delta = _delta(chunk)
+            if delta is not None:
+                choice = {"index": index, "delta": delta}
+                if chunk.logprobs:
+                    choice["logprobs"] = chat_logprobs(chunk.logprobs)
+                yield event({**head, "choices": [choice]})
+            if chunk.finish is not None:
+                yield event({**head, "choices": [_last(index, choices[index])]})
+    if include_usage:
+        usage = usage_body([choices[0].usage], [choice.usage for choice in choices])
+        yield event({**head, "choices": [], "usage": usage})
+
+
+def _delta(chunk: Chunk) -> dict[str, Any] | None:
+    """Every delta carries the role and a string as content, as LMDeploy's clients expect; None: nothing to say."""
+    if not (chunk.text or chunk.reasoning or chunk.tool_calls or chunk.logprobs):
+        return None
+    delta: dict[str, Any] = {"role": "assistant", "content": chunk.text}
+    if chunk.reasoning:
+        delta["reasoning_content"] = chunk.reasoning
+    if chunk.tool_calls:
+        delta["tool_calls"] = [_call(call) for call in chunk.tool_calls]
+    return delta
+
+
+def _call(delta: Any) -> dict[str, Any]:
+    function: dict[str, Any] = {"arguments": delta.arguments}
+    if delta.name:
+        function["name"] = delta.name
+    call: dict[str, Any] = {"index": delta.index, "function": function}
+    if delta.id:
+        call |= {"id": delta.id, "type": "function"}
+    return call
+
+
+def _last(index: int, choice: Collected) -> dict[str, Any]:
+    return {
+        "index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": choice.finish_reason
+    }

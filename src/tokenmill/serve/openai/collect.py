@@ -1,0 +1,89 @@
+"""What a choice amounts to once its chunks are in, and the pieces every OpenAI-shaped answer is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenmill.types import Chunk, Finish, TextLogprob, ToolCallDelta, Usage
+
+# JSON has no infinity; OpenAI's own servers send this for a token that cannot be drawn.
+LEAST_LOGPROB = -9999.0
+
+
+@dataclass(slots=True)
+class Collected:
+    """One choice so far."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    logprobs: list[TextLogprob] = field(default_factory=list)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    prompt_ids: tuple[int, ...] = ()
+    prompt_logprobs: tuple[TextLogprob | None, ...] | None = None
+    finish: Finish | None = None
+    usage: Usage = Usage()
+
+    def add(self, chunk: Chunk) -> None:
+        if chunk.text:
+            self.text.append(chunk.text)
+        if chunk.reasoning:
+            self.reasoning.append(chunk.reasoning)
+        self.logprobs.extend(chunk.logprobs)
+        for delta in chunk.tool_calls:
+            self._add_call(delta)
+        if chunk.prompt_ids is not None:
+            self.prompt_ids = chunk.prompt_ids
+        if chunk.prompt_logprobs is not None:
+            self.prompt_logprobs = chunk.prompt_logprobs
+        self.note_end(chunk)
+
+    def note_end(self, chunk: Chunk) -> None:
+        """What a stream must remember of a chunk it has passed on."""
+        if chunk.tool_calls:
+            self.calls.setdefault(0, {})
+        self.usage = chunk.usage
+        self.finish = chunk.finish or self.finish
+
+    def _add_call(self, delta: ToolCallDelta) -> None:
+        blank = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        call = self.calls.setdefault(delta.index, blank)
+        call["id"] = delta.id or call["id"]
+        call["function"]["name"] = delta.name or call["function"]["name"]
+        call["function"]["arguments"] += delta.arguments
+
+    @property
+    def finish_reason(self) -> str:
+        return finish_reason(self.finish, bool(self.calls))
+
+
+def finish_reason(finish: Finish | None, called: bool) -> str:
+    """The word of the wire; a stop after tool calls is `tool_calls`."""
+    if finish is None:
+        return Finish.ABORT.value
+    return "tool_calls" if called and finish is Finish.STOP else finish.value
+
+
+def usage_body(prompts: list[Usage], answers: list[Usage]) -> dict[str, Any]:
+    """`prompts`: one per prompt, however many choices it has; `answers`: one per choice."""
+    prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
+    completion_tokens = sum(usage.completion_tokens for usage in answers)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+    }
+
+
+def finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)
+
+
+def chat_logprobs(logprobs: list[TextLogprob] | tuple[TextLogprob, ...]) -> dict[str, Any]:
+    """The shape of chat: one entry a token, with its bytes and its alternatives."""
+    return {"content": [{**_entry(item), "top_logprobs": [_entry(top) for top in item.top]} for item in logprobs]}
+
+
+def _entry(item: TextLogprob) -> dict[str, Any]:
+    return {"token": item.token, "logprob": finite(item.logprob), "bytes": list(item.token_bytes)}

@@ -1,0 +1,1 @@
+"""Pages and terminal faces that speak HTTP, or a TextEngine, only."""

@@ -1,0 +1,107 @@
+"""A live server on loopback for tests, and the leak check that every server test ends with."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+
+from tests.support.fake_text import FakeTextEngine
+from tokenmill.serve.http import HttpServer, ServerOptions, background
+
+LOOPBACK = ServerOptions(host="127.0.0.1", port=0, log_level="warning", drain_timeout_s=5.0)
+HELLO = {"model": "fake", "messages": [{"role": "user", "content": "hello world"}]}
+
+
+@dataclass
+class Live:
+    """A running server, its engine, and ways to talk to it."""
+
+    server: HttpServer
+    engine: FakeTextEngine
+    client: httpx.Client
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json=HELLO | fields)
+
+    def complete(self, prompt: Any = "hello world", **fields: Any) -> httpx.Response:
+        return self.client.post("/v1/completions", json={"model": "fake", "prompt": prompt} | fields)
+
+    def raw(self, data: bytes, timeout_s: float = 5.0) -> bytes:
+        """Everything the server says to `data` until it closes or falls silent."""
+        with self.connect(timeout_s) as connection:
+            try:
+                connection.sendall(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+            return drain(connection)
+
+    def connect(self, timeout_s: float = 5.0) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.server.port), timeout=timeout_s)
+
+    def settle(self, within_s: float = 2.0) -> None:
+        """Waits until nothing is left anywhere of any request, or fails with what is."""
+        wait_for(lambda: not self.left(), within_s, self.left)
+
+    def left(self) -> dict[str, Any]:
+        service = self.server.service
+        admission = service.admission
+        assert admission is not None
+        counts = {
+            "engine": sorted(self.engine.live),
+            "live": sorted(service.live),
+            "sessions": sorted(service.sessions),
+            "places": admission.running,
+            "waiting": admission.waiting,
+            "in_flight": service.in_flight,
+        }
+        return {name: value for name, value in counts.items() if value}
+
+
+@contextmanager
+def running(engine: FakeTextEngine | None = None, **options: Any) -> Iterator[Live]:
+    engine = engine or FakeTextEngine()
+
+    async def factory() -> FakeTextEngine:
+        return engine
+
+    with background(factory, replace(LOOPBACK, **options)) as server:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
+            live = Live(server, engine, client)
+            yield live
+            live.settle()
+    assert engine.closed
+
+
+def wait_for(condition: Callable[[], bool], within_s: float, show: Callable[[], Any] = lambda: "") -> float:
+    """Seconds until `condition` held; fails after `within_s`."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < within_s, f"not within {within_s} s: {show()}"
+        time.sleep(0.005)
+    return time.monotonic() - started
+
+
+def drain(connection: socket.socket) -> bytes:
+    parts = []
+    try:
+        while data := connection.recv(65536):
+            parts.append(data)
+    except (TimeoutError, ConnectionResetError):
+        pass
+    return b"".join(parts)
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    """One whole HTTP/1.1 request."""
+    lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
