@@ -173,7 +173,7 @@ COMMANDS: dict[str, tuple[Command, str, str]] = {
 
 
 def run_command(talk: Conversation, line: str) -> list[str]:
-    """Runs `/name rest`. Gives the lines to show; an unknown command or a bad value is one of them, not an exception."""
+    """Runs `/name rest`. Gives the lines to show; an unknown command or a bad value is one of them, never raised."""
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
         return [f"there is no /{name}; /help lists what there is"]
