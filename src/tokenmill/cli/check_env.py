@@ -42,8 +42,10 @@ def devices() -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"CUDA available": False, "CPU threads": torch.get_num_threads()}
-    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    gpus = {f"GPU {i}": f"{p.name}, {p.total_memory / 2**30:.1f} GiB, sm_{p.major}{p.minor}" for i, p in enumerate(found)}
+    gpus = {}
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        gpus[f"GPU {index}"] = f"{facts.name}, {facts.total_memory / 2**30:.1f} GiB, sm_{facts.major}{facts.minor}"
     return {"CUDA available": True, "CUDA of torch": torch.version.cuda, **gpus}
 
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible HTTP server: /v1/models, /v1/chat/completions, /v1/completions, /health, /metrics, a page at /."""
+"""An OpenAI-compatible HTTP server: /v1/models, /v1/chat/completions, /v1/completions, /metrics, a page at /."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def add_arguments(parser: Parser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--server-name", default="0.0.0.0", help="address to listen on (default: %(default)s)")
     group.add_argument("--server-port", type=int, default=23333, help="0 takes any free port (default: %(default)s)")
-    group.add_argument("--api-keys", nargs="+", default=[], help="accepted keys; TOKENMILL_API_KEYS and --api-keys-file "
-                       "keep them out of process listings")  # fmt: skip
+    group.add_argument("--api-keys", nargs="+", default=[], help="accepted keys; TOKENMILL_API_KEYS and "
+                       "--api-keys-file keep them out of process listings")  # fmt: skip
     group.add_argument("--api-keys-file", type=Path, help="a file with a key a line")
     group.add_argument("--allow-origins", nargs="+", default=[], help="origins of other sites' pages (default: none)")
     group.add_argument("--allow-methods", nargs="+", default=["*"])
