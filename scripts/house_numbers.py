@@ -2,8 +2,6 @@
 """House numbers of the whole tree: sizes of functions and files, arguments, local imports, types.
 
 Standard library only. A function's length is its lines from `def` to its end without its docstring; protocol stubs (a
-body of `...`) are left out, because they would flatter the median. `--strict` ends with 1 where a number is over its stop. The exceptions a
-room may have stand in EXCEPTIONS with their reason, and nowhere else.
 """
 
 from __future__ import annotations

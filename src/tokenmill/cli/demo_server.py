@@ -1,0 +1,108 @@
+"""The demo's server: a process of its own on a free loopback port, asked through the `openai` client, then ended."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tokenmill.errors import ConfigError, EngineDeadError
+
+if TYPE_CHECKING:
+    import openai
+
+START_S, END_S, POLL_S = 120.0, 20.0, 0.1
+QUESTION = {"role": "user", "content": "What is 35 + 24?"}
+STREAMED = {"role": "user", "content": "写一个300字的童话故事"}
+
+
+def free_port() -> int:
+    """A loopback port that nobody holds now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    import httpx
+
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise EngineDeadError(f"the server ended with {process.returncode} before it was ready")
+        try:
+            if httpx.get(f"{url}/health/ready", timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            time.sleep(POLL_S)
+            continue
+        time.sleep(POLL_S)
+    raise EngineDeadError(f"the server was not ready after {START_S:.0f} s")
+
+
+@contextmanager
+def server(model: str) -> Iterator[str]:
+    """The address of a running server; it is told to drain at the end and must end with 0."""
+    port = free_port()
+    command = [sys.executable, "-m", "tokenmill", "serve", "api_server", model]
+    command += ["--server-name", "127.0.0.1", "--server-port", str(port)]
+    print(f"$ tokenmill {' '.join(command[3:])}", flush=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        started = time.perf_counter()
+        wait_until_ready(process, f"http://127.0.0.1:{port}")
+        print(f"ready after {time.perf_counter() - started:.1f} s")
+        yield f"http://127.0.0.1:{port}/v1"
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(END_S)
+        print(f"SIGTERM: the server ended with {code}")
+        if code:
+            raise EngineDeadError(f"the server ended with {code} after SIGTERM; it should end with 0")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def ask(client: openai.OpenAI, name: str) -> None:
+    done: Any = client.chat.completions.create(model=name, messages=[QUESTION], temperature=0)  # type: ignore[call-overload]
+    print(f"\nuser: {QUESTION['content']}\n{name}: {done.choices[0].message.content}")
+    print(f"[finish_reason {done.choices[0].finish_reason}, {done.usage.completion_tokens} tokens]")
+
+
+def ask_streaming(client: openai.OpenAI, name: str) -> None:
+    """Prints an answer as it comes, with its TTFT and rate as a client sees them."""
+    print(f"\nuser: {STREAMED['content']}\n{name}: ", end="", flush=True)
+    started = time.perf_counter()
+    first, tokens = 0.0, 0
+    events: Any = client.chat.completions.create(  # type: ignore[call-overload]
+        model=name, messages=[STREAMED], temperature=0.8, top_p=0.8, seed=7, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    for event in events:
+        tokens = event.usage.completion_tokens if event.usage else tokens
+        text = event.choices[0].delta.content if event.choices else None
+        if text:
+            first = first or time.perf_counter()
+            print(text, end="", flush=True)
+    rate = (tokens - 1) / max(time.perf_counter() - first, 1e-9)
+    print(f"\n[streamed: TTFT {(first - started) * 1e3:.0f} ms, {tokens} tokens, {rate:.0f} tokens/s]")
+
+
+def show_server(model: str) -> None:
+    """Starts a server for `model`, asks it both ways, ends it."""
+    try:
+        import openai
+    except ImportError:
+        raise ConfigError("the demo asks through the openai client: pip install 'tokenmill[serve]'") from None
+    with server(model) as url:
+        client = openai.OpenAI(base_url=url, api_key="none")
+        name = client.models.list().data[0].id
+        print(f"openai {openai.__version__}: models.list().data[0].id is {name!r}")
+        ask(client, name)
+        ask_streaming(client, name)

@@ -1,0 +1,33 @@
+"""Opens a text engine from a parsed command line: the one place where verbs meet `api/build.py`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tokenmill import log
+from tokenmill.cli.options import engine_config
+from tokenmill.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from tokenmill.api.contract import TextEngine
+
+LOG_LEVELS = ("CRITICAL", "FATAL", "ERROR", "WARN", "WARNING", "INFO", "DEBUG", "NOTSET")
+
+
+def add_model_flags(parser: Parser) -> None:
+    """Names and texts around the model, shared by chat and servers."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model-name", help="the name it is served under (default: the path as typed)")
+    group.add_argument("--chat-template", help="a builtin name (tokenmill list) or a JSON file")
+    group.add_argument("--tool-call-parser", help="dialect of tool calls; the family's own by default")
+    group.add_argument("--reasoning-parser", help="dialect of reasoning; none by default")
+    group.add_argument("--log-level", type=str.upper, choices=LOG_LEVELS, help="what goes to stderr")
+
+
+async def open_engine(args: argparse.Namespace, path: str) -> TextEngine:
+    """The served model at `path`, with the flags of `args`."""
+    from tokenmill.api.build import open_text_engine
+
+    log.configure(getattr(args, "log_level", None))
+    return await open_text_engine(engine_config(args, path))

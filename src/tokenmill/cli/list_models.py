@@ -1,0 +1,23 @@
+"""Prints the names that --chat-template accepts, one a line, sorted; with --families the model families that load."""
+
+from __future__ import annotations
+
+import argparse
+
+from tokenmill import find
+from tokenmill.cli.parser import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_switch("--families", "model families instead of chat templates")
+    parser.add_argument("--engine", choices=("turbomind", "pytorch"), help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.families:
+        from tokenmill.models.spec import families
+
+        print(*sorted(families()), sep="\n")
+    else:
+        print(*find.names("tokenmill.tokenize.chat"), sep="\n")
+    return 0

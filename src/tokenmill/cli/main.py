@@ -1,0 +1,166 @@
+"""The command line: a table from verb to module. A module is imported when its verb is run, so that help comes at once.
+
+A verb's module has `add_arguments(parser)` and `run(args) -> int` (the exit code). Errors meant for a user end as one
+line on stderr, `error: ...`, with the error's exit code; Ctrl-C ends with 130; a reader that went away (`| head`) with
+0. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from tokenmill import __version__
+from tokenmill.errors import TokenmillError
+
+CTRL_C = 128 + signal.SIGINT
+USAGE_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One command. `module` is below tokenmill.cli; `later` verbs are known to LMDeploy's users but not served yet."""
+
+    module: str
+    help: str
+    later: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Commands behind one word: `tokenmill serve api_server`."""
+
+    help: str
+    verbs: dict[str, Verb] = field(default_factory=dict)
+
+
+Table = dict[str, "Verb | Group"]
+
+_SERVE = Group(
+    "servers and their clients",
+    {
+        "api_server": Verb("serve_api_server", "an OpenAI-compatible HTTP server"),
+        "api_client": Verb("serve_api_client", "chat in the terminal with a running server"),
+        "gradio": Verb("", "a web page to chat with", later="chat in the terminal: tokenmill serve api_client URL"),
+        "proxy": Verb("", "one address before many servers", later="give clients the servers' own addresses"),
+    },
+)
+_LITE_LATER = "quantized checkpoints made by LMDeploy, AutoAWQ or AutoGPTQ load as they are"
+_LITE = Group(
+    "quantize a model",
+    {
+        name: Verb("", text, later=_LITE_LATER)
+        for name, text in {
+            "auto_awq": "4-bit weights by AWQ",
+            "auto_gptq": "4-bit weights by GPTQ",
+            "calibrate": "activation statistics",
+            "smooth_quant": "8-bit weights and activations",
+            "kv_qparams": "scales of an 8-bit KV cache",
+        }.items()
+    },
+)
+_CHECK = Group(
+    "look at this machine or at a model",
+    {
+        "env": Verb("check_env", "versions, devices and memory of this machine"),
+        "parity": Verb("check_parity", "compare a model with transformers, layer by layer"),
+    },
+)
+_BENCH = Group(
+    "measure",
+    {
+        "engine": Verb("bench_engine", "tokens per second of the engine, without HTTP"),
+        "serve": Verb("bench_serve", "latency and throughput of a running server"),
+        "host": Verb("bench_host", "microseconds of planning per step, without a model"),
+    },
+)
+_EVAL = Group(
+    "quality of a model",
+    {
+        "ppl": Verb("eval_ppl", "perplexity on a text file"),
+        "demo": Verb("eval_demo", "the held-out sets of the built-in model"),
+    },
+)
+TABLE: Table = {
+    "chat": Verb("chat", "chat with a model in the terminal"),
+    "serve": _SERVE,
+    "lite": _LITE,
+    "plan": Verb("plan", "what fits into memory, from config.json alone"),
+    "demo": Verb("demo", "the built-in model from end to end"),
+    "check": _CHECK,
+    "check_env": Verb("check_env", "same as check env"),
+    "list": Verb("list_models", "names of chat templates and model families"),
+    "eval": _EVAL,
+    "bench": _BENCH,
+    "convert-weights": Verb("convert_weights", "change a checkpoint's quantized format without loss"),
+    "convert": Verb("", "make a workspace (first LMDeploy generation)", later="models load from their own folder"),
+    "verify": Verb("verify", "check a checkpoint folder against its manifest"),
+    "make-tiny": Verb("make_tiny", "write a tiny random checkpoint, for tests"),
+}
+
+
+def describe(table: Table | dict[str, Verb], prog: str) -> str:
+    """The help text of a table of verbs."""
+    lines = [f"usage: {prog} COMMAND ... (each has its own --help)", ""]
+    for name, entry in table.items():
+        shown = f"{entry.help} (not yet)" if isinstance(entry, Verb) and entry.later else entry.help
+        lines.append(f"  {name:<16} {shown}")
+    if prog == "tokenmill":
+        lines += ["", "  -v, --version    the version"]
+    return "\n".join(lines)
+
+
+def find(table: Table | dict[str, Verb], word: str) -> Verb | Group | None:
+    """The entry called `word`, with dashes or underscores."""
+    plain = word.replace("-", "_")
+    return next((entry for name, entry in table.items() if name.replace("-", "_") == plain), None)
+
+
+def run_verb(verb: Verb, name: str, argv: Sequence[str]) -> int:
+    if verb.later:
+        print(f"error: {name} is not part of Tokenmill {__version__}; instead, {verb.later}", file=sys.stderr)
+        return USAGE_ERROR
+    from tokenmill.cli.parser import Parser
+
+    module = import_module(f"tokenmill.cli.{verb.module}")
+    parser = Parser(prog=name, description=module.__doc__)
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(argv)))
+
+
+def dispatch(argv: Sequence[str], table: Table | dict[str, Verb] = TABLE, prog: str = "tokenmill") -> int:
+    """Walks the table. No word, or a request for help, prints the table's help and is no error."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(describe(table, prog))
+        return 0
+    if argv[0] in ("-v", "--version") and table is TABLE:
+        print(f"tokenmill {__version__}")
+        return 0
+    entry = find(table, argv[0])
+    if entry is None:
+        known = ", ".join(table)
+        print(f"error: {prog} has no command {argv[0]!r}; it has {known}", file=sys.stderr)
+        return USAGE_ERROR
+    name = f"{prog} {argv[0]}"
+    if isinstance(entry, Group):
+        return dispatch(argv[1:], entry.verbs, name)
+    return run_verb(entry, name, argv[1:])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `tokenmill` command. Returns its exit code."""
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except TokenmillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return CTRL_C
+    except BrokenPipeError:
+        # Python would complain once more when it flushes stdout at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        return 0

@@ -1,0 +1,1 @@
+"""Tasks that measure a model through `Engine.generate` and `score` alone."""
