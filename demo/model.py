@@ -1,0 +1,185 @@
+"""InternLM2 as a training model whose parameters carry the on-disk names and layout.
+
+Contract: `DemoModel(arch)` takes a `Batch` of packed tokens and returns hidden states (T, hidden) or, through `loss`, the mean
+negative log likelihood over the learnt positions. `state_dict()` keys are those of an InternLM2 checkpoint (`wqkv` rows
+grouped per kv head: g query heads, one key, one value); `export.py` only undoes the embedding scale and the tie.
+Forward: RMSNorm in fp32, half-rotation RoPE at the plain base (training stays below max_position_embeddings), SwiGLU, no
+biases. Attention is block diagonal: each sample sees only itself.
+
+Shapes: T packed tokens, D hidden, S samples of a group, L padded length, G kv heads, g queries per kv head, K head dim.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    tied: bool = False
+    embed_scale: float = 1.0
+    eps: float = 1e-5
+    rope_theta: float = 1e6
+    max_positions: int = 2048
+
+    @property
+    def parameters_on_disk(self) -> int:
+        qkv = self.hidden * self.head_dim * (self.heads + 2 * self.kv_heads)
+        layer = qkv + self.hidden * self.head_dim * self.heads + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return self.layers * layer + 2 * self.vocab * self.hidden + self.hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Packed samples. `groups` are (S, L) indices into the packed axis, T marking padding; `flat` (T) finds each token again in
+    the concatenation of the groups. `learn` (P) are the positions whose next token is learnt, `target` (P) that token."""
+
+    tokens: Tensor
+    positions: Tensor
+    groups: list[Tensor]
+    flat: Tensor
+    learn: Tensor
+    target: Tensor
+    set_ids: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        move = [t.to(device, non_blocking=True) for t in (self.tokens, self.positions, self.flat, self.learn, self.target, self.set_ids)]
+        groups = [g.to(device, non_blocking=True) for g in self.groups]
+        return Batch(move[0], move[1], groups, move[2], move[3], move[4], move[5])
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-rotation RoPE of x (T, heads, K) by cos, sin (T, 1, K/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        rows = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
+        self.wqkv = nn.Linear(arch.hidden, rows, bias=False)
+        self.wo = nn.Linear(arch.heads * arch.head_dim, arch.hidden, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
+        a, per = self.arch, self.arch.heads // self.arch.kv_heads
+        grouped = self.wqkv(x).view(-1, a.kv_heads, per + 2, a.head_dim)
+        q = grouped[:, :, :per].reshape(-1, a.heads, a.head_dim)
+        k, v = grouped[:, :, per], grouped[:, :, per + 1]
+        out = block_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, batch)
+        return self.wo(out)
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    """Causal attention inside every sample: q (T, H, K), k and v (T, G, K) -> (T, H*K)."""
+    heads, per = q.shape[1], q.shape[1] // k.shape[1]
+    packed = torch.cat((q, k, v), dim=1)
+    packed = F.pad(packed, (0, 0, 0, 0, 0, 1))
+    outs = []
+    for group in batch.groups:
+        rows = packed[group].transpose(1, 2)
+        q_, k_, v_ = rows.split((heads, k.shape[1], v.shape[1]), dim=1)
+        k_, v_ = k_.repeat_interleave(per, 1), v_.repeat_interleave(per, 1)
+        out = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True)
+        outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(outs)[batch.flat]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(arch.hidden, arch.ffn, bias=False)
+        self.w3 = nn.Linear(arch.hidden, arch.ffn, bias=False)
+        self.w2 = nn.Linear(arch.ffn, arch.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.attention = Attention(arch)
+        self.feed_forward = FeedForward(arch)
+        self.attention_norm = RMSNorm(arch.hidden, arch.eps)
+        self.ffn_norm = RMSNorm(arch.hidden, arch.eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, batch)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Trunk(nn.Module):
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(arch.vocab, arch.hidden)
+        self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.layers))
+        self.norm = RMSNorm(arch.hidden, arch.eps)
+
+
+class DemoModel(nn.Module):
+    """The whole model. With `arch.tied` the head is the embedding itself and has no parameter of its own."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.model = Trunk(arch)
+        self.output = None if arch.tied else nn.Linear(arch.hidden, arch.vocab, bias=False)
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Embeddings and head start equal, so that copying a token is easy to learn; what writes to the residual starts at zero."""
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                nn.init.normal_(p, std=0.02 if "tok_embeddings" in name else p.shape[1] ** -0.5 * 0.5)
+            if name.endswith(("wo.weight", "w2.weight")):
+                p.zero_()
+        if self.output is not None:
+            self.output.weight.copy_(self.model.tok_embeddings.weight)
+
+    @property
+    def head(self) -> Tensor:
+        return self.model.tok_embeddings.weight if self.output is None else self.output.weight
+
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        half = self.arch.head_dim // 2
+        freq = self.arch.rope_theta ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+        angle = (positions.float()[:, None] * freq)[:, None]
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden states after the final norm, (T, D)."""
+        x = self.model.tok_embeddings(batch.tokens) * self.arch.embed_scale
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        cos, sin = self.angles(batch.positions, x.dtype)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, batch)
+        return self.model.norm(x)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Negative log likelihood of each learnt token, (P), fp32."""
+        logits = F.linear(self(batch)[batch.learn], self.head)
+        return F.cross_entropy(logits.float(), batch.target, reduction="none")
