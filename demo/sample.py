@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Callable
+from typing import Any
 
 HELD_OUT_SHARE = 10  # one key in ten is never trained on
 PLUGIN = "<|plugin|>"

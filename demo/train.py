@@ -29,7 +29,8 @@ from demo.model import Arch, Batch, DemoModel
 from demo.muon import Muon
 from demo.sample import segments
 from demo.sets import docs
-from demo.tokenizer import VOCAB_SIZE, train as train_tokenizer
+from demo.tokenizer import VOCAB_SIZE
+from demo.tokenizer import train as train_tokenizer
 
 MIX = {"arithmetic": 0.21, "recall": 0.19, "tools": 0.23, "objects": 0.13, "stories": 0.10, "chat": 0.05, "copying": 0.07, "docs": 0.02}
 EARLY = {"arithmetic": 0.15, "recall": 0.20, "tools": 0.12, "objects": 0.12, "stories": 0.05, "chat": 0.05, "copying": 0.30, "docs": 0.01}

@@ -9,13 +9,7 @@ from random import Random
 
 from demo.sample import Sample
 
-MODULES = (
-    "argparse array ast asyncio base64 bisect calendar cmath codecs collections configparser contextlib copy csv datetime decimal difflib dis email "
-    "enum fileinput fnmatch fractions ftplib functools gettext glob gzip hashlib heapq hmac html http.client imaplib inspect io ipaddress itertools json "
-    "logging mailbox math mimetypes os pathlib pickle pprint queue random re sched secrets shelve shlex shutil smtplib socket sqlite3 ssl statistics "
-    "string struct subprocess tarfile tempfile textwrap threading time timeit tokenize trace traceback types typing unittest urllib.parse uuid "
-    "warnings wave weakref xml.dom.minidom zipfile"
-).split()
+MODULES = ["argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "codecs", "collections", "configparser", "contextlib", "copy", "csv", "datetime", "decimal", "difflib", "dis", "email", "enum", "fileinput", "fnmatch", "fractions", "ftplib", "functools", "gettext", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "http.client", "imaplib", "inspect", "io", "ipaddress", "itertools", "json", "logging", "mailbox", "math", "mimetypes", "os", "pathlib", "pickle", "pprint", "queue", "random", "re", "sched", "secrets", "shelve", "shlex", "shutil", "smtplib", "socket", "sqlite3", "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "time", "timeit", "tokenize", "trace", "traceback", "types", "typing", "unittest", "urllib.parse", "uuid", "warnings", "wave", "weakref", "xml.dom.minidom", "zipfile"]
 PIECE_CHARS = 500
 
 
@@ -40,7 +34,7 @@ def docstrings(item: object) -> list[str]:
 
 def paragraphs(text: str) -> list[str]:
     parts = [re.sub(r"\s+", " ", part).strip() for part in re.split(r"\n\s*\n", text)]
-    return [part[:PIECE_CHARS] for part in parts if 60 <= len(part) and ">>>" not in part and part.isascii()]
+    return [part[:PIECE_CHARS] for part in parts if len(part) >= 60 and ">>>" not in part and part.isascii()]
 
 
 def draw(rng: Random, held: bool) -> Sample:

@@ -4,8 +4,8 @@ The held-out key is the pair (kind of fact, its value) together with the first o
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
-from typing import Callable
 
 from demo.sample import Sample, assistant, draw_key, user
 from demo.sets import arith, chat, words

@@ -8,10 +8,10 @@ from typing import Any
 
 from demo.sets import words
 
-QUALIFIERS = "user first last home work start end main new old total max min target source item".split()
-TEXT_NOUNS = "name city color title place street country team brand model topic label owner author tag animal food hobby code unit".split()
-NUMBER_NOUNS = "age count size price year level score amount height width weight speed days guests pages rank limit number".split()
-FLAG_NOUNS = "active open paid urgent visible ready".split()
+QUALIFIERS = ["user", "first", "last", "home", "work", "start", "end", "main", "new", "old", "total", "max", "min", "target", "source", "item"]
+TEXT_NOUNS = ["name", "city", "color", "title", "place", "street", "country", "team", "brand", "model", "topic", "label", "owner", "author", "tag", "animal", "food", "hobby", "code", "unit"]
+NUMBER_NOUNS = ["age", "count", "size", "price", "year", "level", "score", "amount", "height", "width", "weight", "speed", "days", "guests", "pages", "rank", "limit", "number"]
+FLAG_NOUNS = ["active", "open", "paid", "urgent", "visible", "ready"]
 CITY_NOUNS = {"city", "place", "street", "country"}
 NAME_NOUNS = {"name", "owner", "author"}
 EXACT = {"color": words.COLOURS, "animal": words.ANIMALS, "food": words.FOODS, "hobby": words.HOBBIES}

@@ -32,8 +32,8 @@ ZH_SHORT = (
     ("它们一起把{f}滚回了家。", "它们一前一后，把{f}抬上了山坡。", "它们齐心协力，很快就把事情办好了。"),
     ("晚上，它们一起分享了{f}，成了好朋友。", "它们把{f}切成两半，吃得又香又甜。", "从此以后，{a}和{b}有什么好东西都一起分享。"),
 )
-PLACES = "森林 山谷 小河边 大海边 草原 雪山".split()
-TREASURES = "会发光的宝石 会唱歌的贝壳 金色的种子 神奇的铃铛 彩色的羽毛 银色的钥匙".split()
+PLACES = ["森林", "山谷", "小河边", "大海边", "草原", "雪山"]
+TREASURES = ["会发光的宝石", "会唱歌的贝壳", "金色的种子", "神奇的铃铛", "彩色的羽毛", "银色的钥匙"]
 TALE = (
     ("很久很久以前，在一片美丽的{p}里，住着一只善良的{a}。", "从前，在遥远的{p}，有一只勇敢的{a}。", "在一个安静的{p}，住着一只聪明的{a}。"),
     ("它每天早上都到外面散步，和花儿说话，和小鸟一起唱歌，日子过得非常快乐。", "它有一座小小的木屋，门前种满了鲜花，大家都喜欢到它家里来做客。"),
@@ -47,8 +47,8 @@ TALE = (
     ("它们一起回到了{p}。{t}轻轻地闪着光，雨停了，雪化了，太阳出来了，花儿又开了。", "当{t}被带回来的时候，天空出现了一道美丽的彩虹，大家都高兴地跳起舞来。"),
     ("从那以后，{a}和{b}成了最好的朋友，它们和大家一起，过着幸福快乐的生活。", "大家终于明白，善良和勇气才是世界上最宝贵的东西。从此，它们幸福地生活在一起。"),
 )
-EN_PLACES = "forest,valley,village,mountain,garden,kingdom".split(",")
-EN_TREASURES = "golden key,magic bell,silver feather,shining stone,singing shell,crystal seed".split(",")
+EN_PLACES = ["forest", "valley", "village", "mountain", "garden", "kingdom"]
+EN_TREASURES = ["golden key", "magic bell", "silver feather", "shining stone", "singing shell", "crystal seed"]
 EN_TALE = (
     ("Once upon a time, in a quiet {p}, there lived a kind little {a}.", "Long ago, in a faraway {p}, there lived a brave {a}."),
     ("Every morning the {a} sang with the birds and talked to the flowers.", "Everyone loved the {a}, because it always shared its bread."),

@@ -15,7 +15,7 @@ from demo.sample import Sample, assistant, draw_key, plugin_call, plugin_message
 from demo.sets import words
 from demo.sets.schema import Field, fields, object_schema, spoken_value
 
-VERBS = "get find book open close send add delete update search check play start stop order show list create move read set count print buy sell".split()
+VERBS = ["get", "find", "book", "open", "close", "send", "add", "delete", "update", "search", "check", "play", "start", "stop", "order", "show", "list", "create", "move", "read", "set", "count", "print", "buy", "sell"]
 SYSTEMS = ("You are a helpful assistant.", "You can call tools.", "Use the tools when needed.")
 WEATHER_ASK = ("What is the weather in {c}?", "What's the weather like in {c}?", "What's the weather like in {c} today?", "How is the weather in {c} today?",
                "Tell me the weather in {c}.", "{c}今天天气怎么样？", "{c}的天气怎么样？", "查一下{c}的天气。")

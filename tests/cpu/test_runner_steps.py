@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from tests.support.drive import GREEDY, Driver, blocks, chunk, init, ints
 from tests.support.tiny_runner import BLOCK, VOCAB, TinyModel, tiny_capacity, tiny_runner
+
 from tokenmill.engine.contract import Row
 from tokenmill.types import Sampling, Want
 

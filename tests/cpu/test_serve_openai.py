@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-
 from tests.support.http_server import HELLO, Live, running
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tokenmill.engine.contract import Stats
+from tokenmill.engine.contract import Engine, Stats
 from tokenmill.types import Chunk, Message, TextRequest
 
 
@@ -43,9 +43,10 @@ class TextCodec(Protocol):
 
 
 class TextEngine(Protocol):
-    """A served model. `name` is the id under which it is served."""
+    """A served model. `name` is the id under which it is served; `engine` takes token ids (benchmarks, evaluation)."""
 
     name: str
+    engine: Engine
     limits: TextLimits
     defaults: SamplingDefaults
     codec: TextCodec

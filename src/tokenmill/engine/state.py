@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenmill.engine.contract import I32, I64, Bools
+from tokenmill.engine.contract import I32, I64
 from tokenmill.engine.sequence import Sequence
 
 NEVER = np.int64(2**62)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenmill.engine.contract import Capacity, I32, Pending, StepPlan, StepResult
+from tokenmill.engine.contract import I32, Capacity, Pending, StepPlan, StepResult
 from tokenmill.kv.contract import KVPages
 from tokenmill.models.contract import Model
 from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
