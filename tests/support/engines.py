@@ -10,12 +10,12 @@ import os
 import time
 from collections.abc import Callable
 
+from tests.support.workloads import VOCAB, CountingMatcher
 from tokenmill.config import EngineConfig
 from tokenmill.engine.contract import Capacity, KVGroup, Runner
 from tokenmill.engine.fake import FakeRunner
 from tokenmill.errors import CapacityError, ConfigError
 from tokenmill.types import GrammarSpec
-from tests.support.workloads import VOCAB, CountingMatcher
 
 SMALL = Capacity((KVGroup("full", 2, 4, 64, 400),), 16, 64, 200, VOCAB)
 

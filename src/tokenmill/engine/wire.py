@@ -157,8 +157,9 @@ def read_from_engine(body: bytes) -> FromEngine:
 
 
 def outputs_record(step: StepOutputs) -> Outputs:
-    arrays = (step.handles, step.counts, step.tokens, step.finishes)
-    return Outputs(*(array.tobytes() for array in arrays), step.extras)
+    return Outputs(
+        step.handles.tobytes(), step.counts.tobytes(), step.tokens.tobytes(), step.finishes.tobytes(), step.extras
+    )
 
 
 def step_outputs(record: Outputs) -> StepOutputs:
