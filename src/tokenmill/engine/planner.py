@@ -16,6 +16,7 @@ from tokenmill.engine.budget import Budget
 from tokenmill.engine.contract import I32, I64, NO_I32, Capacity, Row, SlotInit, StepPlan
 from tokenmill.engine.desk import Decoders, Desk
 from tokenmill.engine.sequence import LOGPROBS, OVER_PROMPT, PROMPT_LOGPROBS, STEADY, Sequence
+from tokenmill.engine.state import NEVER
 from tokenmill.engine.tables import Hit
 from tokenmill.types import Want
 
@@ -106,7 +107,7 @@ class Planner:
         if not ready.all():
             slots, most = slots[ready], most[ready]
         if self.tables.windowed:
-            self.tables.drop_behind(slots, state.least[slots] - 1)
+            self._drop_behind(slots)
         drafts = self._drafts(slots, most) if self.capacity.max_drafts else None
         if not self.tables.cover(slots, most if drafts is None else most + drafts):
             slots = self._squeeze(slots)
@@ -120,6 +121,12 @@ class Planner:
             draft.budget.limit_time(self.limits.itl_target_us, self.capacity.cost, tokens, context)
         draft.budget.tokens -= tokens
         self._write_decodes(draft, decoders, slots, drafts)
+
+    def _drop_behind(self, slots: I64) -> None:
+        """What lies behind a row's window goes back, but not before its prompt's blocks are indexed: they may be."""
+        if self.limits.prefix_caching:
+            slots = slots[self.state.publish_at[slots] != NEVER]
+        self.tables.drop_behind(slots, self.state.least[slots] - 1)
 
     def _drafts(self, slots: I64, most: I64) -> I64:
         """How many drafts each row may bring: within its limit, the budget, and none under a grammar."""

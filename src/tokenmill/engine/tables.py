@@ -96,15 +96,17 @@ class GroupTable:
         self.covered[slot] = end * self.block_tokens
         return self._changes(slot, np.arange(first, end), np.asarray(blocks, np.int32))
 
-    def drop_behind(self, slots: I64, next_positions: I64) -> None:
-        """Gives back blocks that no position from `next_positions` on can see."""
+    def drop_behind(self, slots: I64, next_positions: I64) -> bool:
+        """Gives back blocks that no position from `next_positions` on can see; whether there were any."""
         assert self.window is not None
         ends = (next_positions - self.window + 1) // self.block_tokens
-        for row in (ends > self.first[slots]).nonzero()[0].tolist():
+        rows = (ends > self.first[slots]).nonzero()[0].tolist()
+        for row in rows:
             slot = int(slots[row])
             end = min(int(ends[row]), int(self.have[slot]))
             self.pool.release(self.table[slot, self.first[slot] : end])
             self.first[slot] = end
+        return bool(rows)
 
     def release(self, slot: int) -> None:
         self.pool.release(self.table[slot, self.first[slot] : self.have[slot]])
@@ -163,7 +165,8 @@ class Tables:
 
     def drop_behind(self, slots: I64, next_positions: I64) -> None:
         for group in self.windowed:
-            group.drop_behind(slots, next_positions)
+            if group.drop_behind(slots, next_positions):
+                self.version += 1
 
     def release(self, slot: int) -> None:
         for group in self.groups:
