@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenmill.engine.contract import I32, Row, StepPlan
-from tokenmill.kernels.meta import RowMeta
+from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, pack_changes
 from tokenmill.types import Want
 
@@ -68,7 +68,7 @@ class SampleWork:
 class Staged:
     """A step, checked and packed. `segments`: (offset, shape) in `buffer` by name.
 
-    `steady`: every row is a decode slot. num_groups etc. are bounds of this step (see RowMeta).
+    `steady`: every row is a decode slot. max_row_tokens, max_context, chunks: as in RowMeta.
     """
 
     step: int
@@ -78,6 +78,7 @@ class Staged:
     num_single: int
     max_row_tokens: int
     max_context: int
+    chunks: tuple[ChunkRow, ...]
     steady: bool
     work: SampleWork
     extras: list[RowExtra]
@@ -137,6 +138,7 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits) -> Staged:
         num_single=int((order.counts == 1).sum()),
         max_row_tokens=int(order.counts.max(initial=0)),
         max_context=int(totals.max(initial=0)),
+        chunks=_chunks(order, totals),
         steady=not rows and len(order.slots) > 0,
         work=work,
         extras=_extras(order, host),
@@ -199,6 +201,14 @@ def _check_totals(order: _Order, totals: I32, host: HostSlots, limits: Limits) -
         slot = order.slots[int(totals.argmax())]
         raise ValueError(f"slot {slot} would hold {totals.max()} tokens; the model takes {limits.max_model_tokens}")
     host.check_room(order.slots, totals)
+
+
+def _chunks(order: _Order, totals: I32) -> tuple[ChunkRow, ...]:
+    """Rows of more than one token, which stand last, so that attention need not pad the others to their length."""
+    return tuple(
+        ChunkRow(int(i), int(order.firsts[i]), int(order.counts[i]), int(totals[i]))
+        for i in np.flatnonzero(order.counts > 1)
+    )
 
 
 def _pack_mixed(packer: Packer, order: _Order) -> None:
@@ -284,14 +294,11 @@ def _extras(order: _Order, host: HostSlots) -> list[RowExtra]:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What building rows needs beside tables: tokens per block by group, and the model's rotation.
-
-    logn_from: trained length past which queries are scaled (None: never).
-    """
+    """What building rows needs beside tables: tokens per block by group, and the model's rotation and LogN factors."""
 
     block_tokens: tuple[int, ...]
     rope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    logn_from: int | None
+    logn: Callable[[Tensor], Tensor | None]
 
 
 def decode_rows(tables: SlotTables, slots_R: Tensor, geometry: Geometry, max_context: int) -> tuple[Tensor, RowMeta]:
@@ -316,7 +323,10 @@ def mixed_rows(tables: SlotTables, part: dict[str, Tensor], staged: Staged, geom
     offsets = torch.arange(len(rows_T), dtype=torch.int32, device=rows_T.device) - part["firsts"][rows_long]
     flat = _Flat(slots_R, rows_T, starts[rows_long] + offsets, starts + part["counts"], None)
     single = torch.full((1,), staged.num_single, dtype=torch.int32, device=rows_T.device)
-    bounds = _Bounds(part["firsts"], single, staged.max_row_tokens, staged.max_context, staged.max_row_tokens == 1)
+    all_single = staged.max_row_tokens == 1
+    bounds = _Bounds(
+        part["firsts"], single, staged.max_row_tokens, staged.max_context, all_single, None if all_single else staged.chunks
+    )
     ids = torch.where(part["ids"] >= 0, part["ids"].long(), tables.last[slots_R][rows_long])
     return ids, _meta(tables, flat, geometry, bounds)
 
@@ -339,6 +349,7 @@ class _Bounds:
     max_row_tokens: int
     max_context: int
     all_single: bool
+    chunks: tuple[ChunkRow, ...] | None = None
 
 
 def _meta(tables: SlotTables, flat: _Flat, geometry: Geometry, bounds: _Bounds) -> RowMeta:
@@ -359,10 +370,11 @@ def _meta(tables: SlotTables, flat: _Flat, geometry: Geometry, bounds: _Bounds) 
         num_single=bounds.num_single,
         cos_TK=cos,
         sin_TK=sin,
-        logn_T=_logn(flat.positions_T, geometry.logn_from),
+        logn_T=geometry.logn(flat.positions_T),
         max_row_tokens=bounds.max_row_tokens,
         max_context=bounds.max_context,
         all_single=bounds.all_single,
+        chunks=bounds.chunks,
     )
 
 
@@ -375,9 +387,3 @@ def _places(table: Tensor, size: int, slots_T: Tensor, flat: _Flat, max_context:
         writes = torch.where(flat.valid_T, writes, -1)
     return table[flat.slots_R, :width], writes
 
-
-def _logn(positions_T: Tensor, trained: int | None) -> Tensor | None:
-    """log(p) / log(trained) for 1-based positions p past the trained length, else 1."""
-    if trained is None:
-        return None
-    return ((positions_T + 1).float().log() / float(np.log(trained))).clamp(min=1.0)
