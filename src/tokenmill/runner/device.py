@@ -33,7 +33,7 @@ from tokenmill.runner.slots import HostSlots, SlotTables, Stage, TableSizes
 
 @dataclass(slots=True)
 class Forwarded:
-    """A step whose forward is queued: logits fp32 [n, V] of the rows that draw, positions int32 [n], slots int64 [n]."""
+    """A step whose forward is queued: of rows that draw logits fp32 [n, V], positions int32 [n], slots int64 [n]."""
 
     logits_NV: Tensor | None
     positions_N: Tensor
@@ -95,7 +95,7 @@ class DeviceSteps:
         done.extras.to_host()
         ready = None
         if self.device.type == "cuda":
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         return Drawn(packed, done.extras, ready)
 
@@ -201,7 +201,7 @@ class DeviceRunner:
         """`describe`: what was decided at start (facts.py)."""
         if op == "describe":
             return dict(self._facts)
-        raise ValueError(f"the runner knows no operation {op!r}; it knows describe (sleep, wake and updates come later)")
+        raise ValueError(f"the runner knows no operation {op!r}; it knows describe (others come later)")
 
     def close(self) -> None:
         self._lane.close()

@@ -1,10 +1,11 @@
 """From a plan to what a device needs: checked arrays first (host, numpy), then tensors (device).
 
 `stage` checks a plan against the slots, moves the host's shadow forward and packs everything the step needs into one
-int32 array, so that one copy carries it. Rows are put in order: decode slots, other one-token rows, longer rows. A steady
-decode step carries its slots and nothing else; all its numbers come from the device tables.
+int32 array, so that one copy carries it. Rows are put in order: decode slots, other one-token rows, longer rows. A
+steady decode step carries its slots and nothing else; all its numbers come from the device tables.
 
-`decode_rows` and `mixed_rows` build `RowMeta` on the device without reading anything back. Shapes as in kernels/meta.py.
+`decode_rows` and `mixed_rows` build `RowMeta` on the device without reading anything back. Shapes as in
+kernels/meta.py.
 """
 
 from __future__ import annotations
@@ -314,7 +315,9 @@ def decode_rows(tables: SlotTables, slots_R: Tensor, geometry: Geometry, max_con
     return tables.last[slots_R], meta
 
 
-def mixed_rows(tables: SlotTables, part: dict[str, Tensor], staged: Staged, geometry: Geometry) -> tuple[Tensor, RowMeta]:
+def mixed_rows(
+    tables: SlotTables, part: dict[str, Tensor], staged: Staged, geometry: Geometry
+) -> tuple[Tensor, RowMeta]:
     """ids and rows of any step, exactly as long as it is (no padding)."""
     slots_R, rows_T = part["slots"].long(), part["rows"]
     given = part["starts"]
@@ -324,16 +327,15 @@ def mixed_rows(tables: SlotTables, part: dict[str, Tensor], staged: Staged, geom
     flat = _Flat(slots_R, rows_T, starts[rows_long] + offsets, starts + part["counts"], None)
     single = torch.full((1,), staged.num_single, dtype=torch.int32, device=rows_T.device)
     all_single = staged.max_row_tokens == 1
-    bounds = _Bounds(
-        part["firsts"], single, staged.max_row_tokens, staged.max_context, all_single, None if all_single else staged.chunks
-    )
+    chunks = None if all_single else staged.chunks
+    bounds = _Bounds(part["firsts"], single, staged.max_row_tokens, staged.max_context, all_single, chunks)
     ids = torch.where(part["ids"] >= 0, part["ids"].long(), tables.last[slots_R][rows_long])
     return ids, _meta(tables, flat, geometry, bounds)
 
 
 @dataclass(slots=True)
 class _Flat:
-    """Rows and their tokens: slots int64 [R], rows and positions int32 [T], totals int32 [R]; valid bool [T] or None."""
+    """Rows and tokens: slots int64 [R], rows and positions int32 [T], totals int32 [R]; valid bool [T] or None."""
 
     slots_R: Tensor
     rows_T: Tensor

@@ -1,10 +1,11 @@
 """Where a device's memory goes: three arenas (weights, KV, workspace), sized from the configuration and what is free.
 
 Weights are what was loaded, workspace is estimated in `plan.py`, the KV cache takes its share of the rest (or the bytes
-or blocks that the configuration names). On CPU the cache is also bounded by what all rows at full length could use, since
-the memory is the user's, too.
+or blocks that the configuration names). On CPU the cache is also bounded by what all rows at full length could use,
+since the memory is the user's, too.
 
-Errors: CapacityError where one sequence of the length asked for does not fit; it names the flag and the value that would.
+Errors: CapacityError where one sequence of the length asked for does not fit; it names the flag and the value that
+would.
 """
 
 from __future__ import annotations
