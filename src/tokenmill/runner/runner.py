@@ -16,6 +16,7 @@ from tokenmill import config as settings
 from tokenmill.config import EngineConfig, ModelFacts
 from tokenmill.distributed.contract import Group
 from tokenmill.distributed.group import NullGroup
+from tokenmill.distributed.launch import Seat
 from tokenmill.engine.contract import Capacity, KVGroup, Runner
 from tokenmill.errors import CapacityError, ConfigError
 from tokenmill.kv.layout import load_kind
@@ -30,6 +31,7 @@ from tokenmill.runner.lanes import make_lane
 from tokenmill.runner.memory import DTYPES, CacheNeed
 from tokenmill.runner.place import device_facts, pick_device
 from tokenmill.runner.plan import GIB, workspace_bytes
+from tokenmill.runner.ranks import lead, serve_rank
 
 # Reference attention holds the scores of a whole chunk; longer steps gain nothing and cost gigabytes.
 REFERENCE_STEP_TOKENS = 2048
@@ -38,17 +40,24 @@ REFERENCE_STEP_TOKENS = 2048
 def make_runner(config: EngineConfig) -> Runner:
     """The Runner of `config`, ready for its first plan."""
     settings.validate(config)
-    device = pick_device(config, 0)
-    if config.parallel.tp == 1:
+    ranks = config.parallel.tp
+    # Refused before other processes are started.
+    device, *_ = [pick_device(config, rank) for rank in range(ranks)]
+    check_ranks(read_spec(config.model.path, config.model), ranks)
+    if ranks == 1:
         return build_share(config, device, NullGroup())
-    raise ConfigError(f"tp is {config.parallel.tp}; only 1 is served yet: use --tp 1")
+    return lead(config, device, build_share)
+
+
+def follow(seat: Seat) -> None:
+    """A rank that is not 0, in its own process."""
+    serve_rank(seat, pick_device(seat.config, seat.rank), build_share)
 
 
 def build_share(config: EngineConfig, device: torch.device, group: Group) -> DeviceRunner:
     """One rank's Runner. Every rank of the group calls it with the same configuration."""
     phases = Phases()
     spec = read_spec(config.model.path, replace(config.model, max_model_tokens=None))
-    check_ranks(spec, group.size)
     config = resolve(config, spec, device)
     model = load(config, device, group)
     phases.end("weights")
