@@ -104,7 +104,7 @@ def _ungroup(rows: Tensor, c: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v rows of wqkv's rows (or of its bias)."""
     G = c["num_key_value_heads"]
     g = c["num_attention_heads"] // G
-    grouped = rows.unflatten(0, (G, g + 2, -1))
+    grouped = rows.view(G, g + 2, -1, *rows.shape[1:])
     return grouped[:, :g].flatten(0, 2), grouped[:, g].flatten(0, 1), grouped[:, g + 1].flatten(0, 1)
 
 

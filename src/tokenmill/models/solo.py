@@ -5,6 +5,8 @@ T packed tokens of this sequence. Its blocks lie in reverse order, so that a mod
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -34,20 +36,20 @@ class Solo:
         start, total = self.length, self.length + num_tokens
         self.length = total
         device = self.table_1B.device
-        ints = lambda *values: torch.tensor(values, dtype=torch.int32, device=device)
+        ints = partial(torch.tensor, dtype=torch.int32, device=device)
         positions_T = torch.arange(start, total, dtype=torch.int32, device=device)
         blocks_T = self.table_1B[0, positions_T.long() // BLOCK_TOKENS].long()
         cos_TK, sin_TK = self.model.rope(torch.full((num_tokens,), self.base, device=device), positions_T)
         single = num_tokens == 1
         return RowMeta(
-            starts_R1=ints(0, num_tokens),
-            totals_R=ints(total),
-            slots_R=ints(0),
+            starts_R1=ints([0, num_tokens]),
+            totals_R=ints([total]),
+            slots_R=ints([0]),
             rows_T=torch.zeros_like(positions_T),
             positions_T=positions_T,
             tables=(self.table_1B,),
             writes_T=(blocks_T * BLOCK_TOKENS + positions_T % BLOCK_TOKENS,),
-            num_single=ints(int(single)),
+            num_single=ints([int(single)]),
             cos_TK=cos_TK,
             sin_TK=sin_TK,
             logn_T=self.model.logn(positions_T),
