@@ -118,7 +118,7 @@ async def serve(engine: Engine, side: TextSide, name: str, defaults: SamplingDef
 def _grammars(side: TextSide) -> GrammarCheck | None:
     """None where no token ends an answer: a constrained one could not end either."""
     try:
-        return GrammarCheck(Compiler(token_table(side.tokenizer.vocabulary, side.folder.eos_ids(), side.vocab_size)))
+        return GrammarCheck(Compiler(token_table(side.tokenizer, side.folder.eos_ids(), side.vocab_size)))
     except ConfigError:
         return None
 

@@ -17,7 +17,7 @@ from tokenmill.models.spec import read_spec
 from tokenmill.tokenize.choose import TURN_ENDS
 from tokenmill.tokenize.folder import TextFolder
 from tokenmill.tokenize.loader import load_tokenizer
-from tokenmill.tokenize.vocabulary import Vocabulary
+from tokenmill.tokenize.tokenizer import Tokenizer
 from tokenmill.types import GrammarSpec
 
 COMPILE_LIMIT_S = 1.0
@@ -26,16 +26,23 @@ COMPILE_LIMIT_S = 1.0
 def make_compiler(config: EngineConfig) -> Compiler:
     """The compiler of the folder at `config.model.path`."""
     folder = TextFolder.read(Path(config.model.path))
-    vocabulary = load_tokenizer(folder.path).vocabulary
-    return Compiler(token_table(vocabulary, folder.eos_ids(), read_spec(folder.path, config.model).vocab_size))
+    tokenizer = load_tokenizer(folder.path)
+    return Compiler(token_table(tokenizer, folder.eos_ids(), read_spec(folder.path, config.model).vocab_size))
 
 
-def token_table(vocabulary: Vocabulary, eos_ids: tuple[int, ...], size: int) -> TokenTable:
+def token_table(tokenizer: Tokenizer, eos_ids: tuple[int, ...], size: int) -> TokenTable:
     """Every token that may end an answer of this vocabulary ends a constrained one: which will, the request says."""
+    vocabulary = tokenizer.vocabulary
     own = (vocabulary.eos_id, *(vocabulary.token_id(text) for text in TURN_ENDS))
     ends = dict.fromkeys((*eos_ids, *(token for token in own if token is not None)))
     special = {token.text: token.id for token in vocabulary.added.values() if token.special and token.id < size}
-    return TokenTable(size, vocabulary.token_bytes, special, tuple(token for token in ends if 0 <= token < size))
+    return TokenTable(
+        size=size,
+        token_bytes=vocabulary.token_bytes,
+        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+        special=special,
+        end_ids=tuple(token for token in ends if 0 <= token < size),
+    )
 
 
 class GrammarCheck:

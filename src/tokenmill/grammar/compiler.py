@@ -24,12 +24,14 @@ _MAX_ERROR_CHARS = 300
 class TokenTable:
     """What a grammar must know of a vocabulary.
 
-    token_bytes(id) for ids in [0, size) (empty: never drawn under a grammar); `special` by text; `end_ids` end an
-    answer and may be drawn where the grammar is complete.
+    token_bytes(id) for ids in [0, size) (empty: never drawn under a grammar); encode(text) the tokenizer's own ids,
+    which are preferred where only one text can follow; `special` by text; `end_ids` end an answer and may be drawn
+    where the grammar is complete.
     """
 
     size: int
     token_bytes: Callable[[int], bytes]
+    encode: Callable[[str], list[int]]
     special: Mapping[str, int]
     end_ids: tuple[int, ...]
 
@@ -121,10 +123,29 @@ class _Words:
         self.special_token_ids = sorted({*table.special.values(), *table.end_ids})
         self.eos_token_id = table.end_ids[0]
         self.bos_token_id = None
+        self._encode = table.encode
+        special = frozenset(self.special_token_ids)
+        self._plain = {word: token for token, word in enumerate(self.tokens) if word and token not in special}
+        self._longest = max(map(len, self._plain), default=0)
 
     def __call__(self, text: bytes) -> list[int]:
-        """Asked for forced text only, which is not used here: any spelling of it will do."""
-        raise NotImplementedError(f"forced tokens of {text!r} are not asked for")
+        """Ids that spell `text`: the tokenizer's own where they do (one with a dummy prefix adds a space)."""
+        try:
+            ids = self._encode(text.decode("utf-8"))
+        except (UnicodeDecodeError, RequestError):
+            return self._greedy(text)
+        return ids if b"".join(self.tokens[token] for token in ids) == text else self._greedy(text)
+
+    def _greedy(self, text: bytes) -> list[int]:
+        """Longest piece first; stops where no piece fits, which leaves the rest to be drawn."""
+        ids: list[int] = []
+        while text:
+            size = next((n for n in range(min(len(text), self._longest), 0, -1) if text[:n] in self._plain), 0)
+            if not size:
+                break
+            ids.append(self._plain[text[:size]])
+            text = text[size:]
+        return ids
 
 
 def _line(error: str) -> str:

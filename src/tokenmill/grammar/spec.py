@@ -59,9 +59,9 @@ def _json(text: str, what: str) -> Any:
 def _schema(value: Any) -> str:
     if not isinstance(value, dict | bool):
         raise _refuse(f"a JSON schema is an object, not {json.dumps(value)[:40]}")
-    # llguidance reads objects only: `true` takes anything, `false` is the schema that nothing meets.
-    schema = value if isinstance(value, dict) else {} if value else {"not": {}}
-    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACES}})
+    if value is False:
+        raise _refuse("the JSON schema is false, which nothing meets")
+    return json.dumps({**(value if isinstance(value, dict) else {}), "x-guidance": {"whitespace_pattern": _SPACES}})
 
 
 def _json_schema(text: str, special_ids: SpecialIds) -> str:
