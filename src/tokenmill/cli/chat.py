@@ -47,12 +47,13 @@ def conversation_of(args: argparse.Namespace, engine: TextEngine | None = None) 
     """An empty conversation with the settings of the command line, then the model's own, then LMDeploy's."""
     from dataclasses import asdict, replace
 
-    from tokenmill.serve.ui.conversation import BOUNDS, Conversation, Settings, parse_setting
+    from tokenmill.serve.ui.conversation import BOUNDS, Conversation, Settings, with_setting
 
     own = asdict(engine.defaults) if engine else {}
     settings = replace(Settings(), **{name: own[name] for name in BOUNDS if own.get(name) is not None})
-    typed = {name: getattr(args, name) for name in BOUNDS if getattr(args, name) is not None}
-    settings = replace(settings, **{name: parse_setting(name, str(value)) for name, value in typed.items()})
+    for name in BOUNDS:
+        if getattr(args, name) is not None:
+            settings = with_setting(settings, name, str(getattr(args, name)))
     return Conversation(system=args.system, settings=settings)
 
 

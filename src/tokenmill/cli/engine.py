@@ -30,4 +30,5 @@ async def open_engine(args: argparse.Namespace, path: str) -> TextEngine:
     from tokenmill.api.build import open_text_engine
 
     log.configure(getattr(args, "log_level", None))
-    return await open_text_engine(engine_config(args, path))
+    engine: TextEngine = await open_text_engine(engine_config(args, path))
+    return engine

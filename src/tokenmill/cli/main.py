@@ -162,5 +162,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CTRL_C
     except BrokenPipeError:
         # Python would complain once more when it flushes stdout at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0

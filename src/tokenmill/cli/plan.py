@@ -34,7 +34,8 @@ def config_of(model: str) -> Path | dict[str, Any]:
             raise FormatError(f"{path} is no JSON object: {error}") from None
     from tokenmill.api.hub import resolve_model
 
-    return resolve_model(model)
+    folder: Path = resolve_model(model)
+    return folder
 
 
 def device_bytes() -> int:
