@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenmill.cli.options import note, num_bytes, positive
+from tokenmill.cli.legacy import note
+from tokenmill.cli.options import num_bytes, positive
 from tokenmill.cli.parser import Parser
 from tokenmill.errors import FormatError
 

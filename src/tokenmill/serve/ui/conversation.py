@@ -42,11 +42,12 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of an answer. The last one has `finish`: stop, length, abort."""
+    """A piece of an answer. The last one has `finish`: stop, length, abort. `echo` is shown and is no part of it."""
 
     text: str = ""
     finish: str | None = None
     completion_tokens: int = 0
+    echo: str = ""
 
 
 class Talk(Protocol):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from tokenmill.errors import TokenmillError
-from tokenmill.serve.ui.clean import Cleaner
+from tokenmill.serve.ui.clean import Cleaner, clean
 from tokenmill.serve.ui.conversation import Conversation, Talk, run_command
 
 PROMPT = "double enter to end input >>> "
@@ -174,7 +174,7 @@ class Terminal:
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 said.append(piece.text)
-                self._write(cleaner.feed(piece.text))
+                self._write(clean(piece.echo) + cleaner.feed(piece.text))
                 tokens = piece.completion_tokens or tokens
                 if piece.finish == "length" and tokens == 0:
                     self._write(FULL)
