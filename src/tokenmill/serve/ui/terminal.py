@@ -96,7 +96,10 @@ class PromptReader:
         if history is not None:
             history.parent.mkdir(parents=True, exist_ok=True)
         kept = FileHistory(str(history)) if history is not None else InMemoryHistory()
-        self._session: PromptSession[str] = PromptSession(PROMPT, multiline=True, key_bindings=keys, history=kept)
+        # Further lines begin at the left, as those of plain input do.
+        self._session: PromptSession[str] = PromptSession(
+            PROMPT, multiline=True, prompt_continuation="", key_bindings=keys, history=kept
+        )
 
     async def read(self) -> str | None:
         try:
