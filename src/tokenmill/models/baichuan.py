@@ -47,7 +47,7 @@ TINY: dict[str, Any] = {
 
 def arch(c: dict[str, Any]) -> DecoderArch:
     """The 13B models state `model_max_length` instead of `max_position_embeddings`: they have no rotation."""
-    alibi = "max_position_embeddings" not in c
+    alibi = c.get("max_position_embeddings") is None
     c = {**c, "max_position_embeddings": c.get("max_position_embeddings") or c.get("model_max_length") or 4096}
     a = decoder_arch(c)
     if alibi:
