@@ -154,10 +154,8 @@ async def test_greedy_answers_through_the_engine(family: str, tmp_path: Path) ->
     engine = await start_engine("tokenmill.runner.runner:make_runner", config, own_process=False)
     try:
         prompts = [tuple(random_ids(n).tolist()) for n in (20, 41, 70)]
-        wanted = Stop(max_new_tokens=24)
-        outputs = [
-            await engine.score(Request(f"r{i}", ids, Sampling(temperature=0.0), wanted)) for i, ids in enumerate(prompts)
-        ]
+        greedy, stop = Sampling(temperature=0.0), Stop(max_new_tokens=24)
+        outputs = [await engine.score(Request(f"r{i}", ids, greedy, stop)) for i, ids in enumerate(prompts)]
     finally:
         await engine.close()
     twin = load_twin(folder)
