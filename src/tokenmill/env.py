@@ -49,6 +49,10 @@ def ssl_files() -> tuple[str | None, str | None]:
     return os.environ.get("SSL_KEYFILE"), os.environ.get("SSL_CERTFILE")
 
 
+def cuda_home() -> str | None:
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or None
+
+
 def api_keys() -> tuple[str, ...]:
     """Keys given by environment, comma separated, so that they stand in no process listing."""
     return tuple(key.strip() for key in os.environ.get("TOKENMILL_API_KEYS", "").split(",") if key.strip())
