@@ -4,9 +4,9 @@ One-token rows go in bunches whose K and V fit a core's cache: larger copies are
 handing out of it costs more than the attention. The g query heads that share a kv head go as g queries of one head, so
 that K and V are never repeated.
 
-Copying whole blocks brings in what lies behind a row's end: it is masked, but a NaN there (a row that failed, in a block
-given on) would survive the mask. A result that is not finite is therefore computed again by the reference, which reads
-only the row's own tokens; that costs time where a row has failed, and nothing otherwise.
+Copying whole blocks brings in what lies behind a row's end: it is masked, but a NaN there (a row that failed, in a
+block given on) would survive the mask. A result that is not finite is therefore computed again by the reference, which
+reads only the row's own tokens; that costs time where a row has failed, and nothing otherwise.
 
 R rows, T tokens, L places of a context, H query heads, G kv heads, g = H / G, K head dim. Tensors are read on the host
 freely: this is the host.
