@@ -6,6 +6,7 @@ outlier channel. G kv heads of K channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ def hadamard(K: int) -> Tensor:
     both = places[:, None] & places
     bits = torch.stack([(both >> bit) & 1 for bit in range(K.bit_length())])
     signs: Tensor = 1.0 - 2.0 * (bits.sum(0) % 2).double()
-    return signs / K**0.5
+    return signs / math.sqrt(K)
 
 
 def plain(x: Tensor) -> Tensor:
