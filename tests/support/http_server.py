@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,10 +40,8 @@ class Live:
     def raw(self, data: bytes, timeout_s: float = 5.0) -> bytes:
         """Everything the server says to `data` until it closes or falls silent."""
         with self.connect(timeout_s) as connection:
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(data)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
             return drain(connection)
 
     def connect(self, timeout_s: float = 5.0) -> socket.socket:
@@ -75,11 +73,13 @@ def running(engine: FakeTextEngine | None = None, **options: Any) -> Iterator[Li
     async def factory() -> FakeTextEngine:
         return engine
 
-    with background(factory, replace(LOOPBACK, **options)) as server:
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
-            live = Live(server, engine, client)
-            yield live
-            live.settle()
+    with (
+        background(factory, replace(LOOPBACK, **options)) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client,
+    ):
+        live = Live(server, engine, client)
+        yield live
+        live.settle()
     assert engine.closed
 
 
