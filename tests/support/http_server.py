@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from tests.support.fake_text import FakeTextEngine
+from tokenmill.api.contract import TextEngine
 from tokenmill.serve.http import HttpServer, ServerOptions, background
 
 LOOPBACK = ServerOptions(host="127.0.0.1", port=0, log_level="warning", drain_timeout_s=5.0)
@@ -80,6 +81,18 @@ def running(engine: FakeTextEngine | None = None, **options: Any) -> Iterator[Li
         yield live
         live.settle()
     assert engine.closed
+
+
+@contextmanager
+def serving(engine: TextEngine, **options: Any) -> Iterator[tuple[HttpServer, httpx.Client]]:
+    """A server on any text engine, without the fake's leak check."""
+
+    async def factory() -> TextEngine:
+        return engine
+
+    with background(factory, replace(LOOPBACK, **options)) as server:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:
+            yield server, client
 
 
 def wait_for(condition: Callable[[], bool], within_s: float, show: Callable[[], Any] = lambda: "") -> float:

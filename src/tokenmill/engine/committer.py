@@ -135,11 +135,11 @@ class Committer:
             self.state.publish_at[seq.slot] = 0
         given: dict[str, Any] = {}
         if not seq.passed:
-            given = seq.pour()
-            given["cached_tokens"] = seq.cached_tokens
+            given = {**seq.pour(), "cached_tokens": seq.cached_tokens}
             seq.passed = True
         elif own is not None:
-            given = {name: part[-1:] for name in DECODE_ARRAYS if (part := getattr(own, name)) is not None}
+            parts = {name: getattr(own, name) for name in DECODE_ARRAYS}
+            given = {name: part[-1:] for name, part in parts.items() if part is not None}
         out.extras.setdefault(seq.handle, {}).update(given)
         if not seq.draws:
             self._end_prompt_only(seq, out)

@@ -109,7 +109,8 @@ def unit_span(length: int, units: int, group: Group) -> tuple[int, int]:
 def _cut(weight: Weight, axis: int, units: int, group: Group) -> Weight:
     length = weight.shape[axis]
     first, last = unit_span(length, units, group)
-    return weight.split(axis, (first, last - first, length - last))[1]
+    sizes = tuple(size for size in (first, last - first, length - last) if size)
+    return weight.split(axis, sizes)[1 if first else 0]
 
 
 def _cut_bias(part: Part, group: Group) -> Tensor | None:

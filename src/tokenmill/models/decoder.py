@@ -5,6 +5,7 @@ T packed tokens of all rows, D hidden, V vocabulary, R chosen positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,19 @@ class Decoder:
         y_TM = ops.attend(q_THK, layer.attention, rows, pages)
         stream = ops.attn_out(stream, y_TM, layer.attention, layer.mlp.norm)
         return ops.mlp_out(stream, ops.mlp_in(stream, layer.mlp), layer.mlp, following)
+
+    def stages(self, ids_T: Tensor, rows: RowMeta, caches: tuple[KVPages, ...]) -> Iterator[tuple[str, Tensor]]:
+        """What `forward` computes, stage by stage: a name and the residual behind it, at last the normed [T, D]."""
+        stream = Stream(self.embedding(ids_T))
+        yield "embedding", stream.residual_TD
+        for index, (layer, following) in enumerate(zip(self.layers, self._following, strict=True)):
+            q_THK = self.ops.attn_in(stream, layer.attention, rows, caches[index])
+            y_TM = self.ops.attend(q_THK, layer.attention, rows, caches[index])
+            stream = self.ops.attn_out(stream, y_TM, layer.attention, layer.mlp.norm)
+            yield f"layer {index} attention", stream.residual_TD
+            stream = self.ops.mlp_out(stream, self.ops.mlp_in(stream, layer.mlp), layer.mlp, following)
+            yield f"layer {index} mlp", stream.residual_TD
+        yield "final norm", self.ops.final_norm(stream, self.norm)
 
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from tokenmill.errors import ConfigError
 from tokenmill.layers.attention import AttentionArch, AttentionNames, Gqa
 from tokenmill.layers.mlp import Gated, MlpArch, MlpNames
@@ -61,11 +63,23 @@ class QuantGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Twin:
+    """How transformers runs this family where it has no class of the family's name: as a class it has.
+
+    `config` turns this family's config into that class's (its `model_type` names it); `tensors` renames and regroups
+    plain tensors. Written apart from the family's blocks, because it checks them.
+    """
+
+    config: Callable[[dict[str, Any]], dict[str, Any]]
+    tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """`arch` reads a (text) config. `architectures` are its class names in `config.architectures`.
 
     `chat`, `tools`, `reasoning` name default dialects of tokenize/ and parse/. `tiny` is a small config.json in the
-    form real folders have, for tests.
+    form real folders have, for tests. `twin`: how parity runs it in transformers, None where transformers knows it.
     """
 
     name: str
@@ -79,6 +93,7 @@ class Family:
     tools: str = ""
     reasoning: str = ""
     aliases: tuple[str, ...] = field(default=())
+    twin: Twin | None = None
 
 
 def expect_positive(config: dict[str, Any], *keys: str) -> None:
