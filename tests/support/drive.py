@@ -33,7 +33,7 @@ def chunk(
 
 
 class Driver:
-    """Counts steps and remembers each slot's blocks; blocks are handed out in no order."""
+    """Counts steps and remembers each slot's blocks; blocks are handed out in an order unlike that of positions."""
 
     def __init__(self, runner: Runner):
         self.runner, self.steps = runner, 0
