@@ -267,6 +267,8 @@ async def test_echo_answers_with_the_prompt() -> None:
 async def test_echo_applies_stop_rules(stop: Stop, tokens: tuple[int, ...], finish: Finish) -> None:
     whole = await EchoEngine().score(Request("a", (5, 6, 7), stop=stop))
     assert (whole.token_ids, whole.finish) == (tokens, finish)
+    scored = await EchoEngine().score(Request("a", (5, 6, 7), stop=stop, want=Want.TOKEN | Want.LOGPROBS))
+    assert tuple(one.token_id for one in scored.logprobs) == tokens
 
 
 async def test_echo_refuses_aborts_and_times_out() -> None:

@@ -319,6 +319,7 @@ def scheduler(capacity: Capacity, config: SchedulerConfig = OVERLAP) -> Schedule
         (request("a", 200), "context is 80 tokens"),
         (request("a", [VOCAB]), r"\[0, 40\)"),
         (request("a", 3, -1), "at least 0"),
+        (replace(request("a", 3), stop=Stop(5, 0, tuple(range(300)))), "limit is 256"),
     ],
 )
 def test_refusals_name_the_numbers(asked: Request, said: str) -> None:
