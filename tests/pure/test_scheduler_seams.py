@@ -320,6 +320,13 @@ def scheduler(capacity: Capacity, config: SchedulerConfig = OVERLAP) -> Schedule
         (request("a", [VOCAB]), r"\[0, 40\)"),
         (request("a", 3, -1), "at least 0"),
         (replace(request("a", 3), stop=Stop(5, 0, tuple(range(300)))), "limit is 256"),
+        (replace(request("a", 3), stop=Stop(5, 0, (2**40,))), "stop token ids"),
+        (request("a", 3, sampling=Sampling(logit_bias=((40, 1.0),))), r"\[0, 40\)"),
+        (request("a", 3, sampling=Sampling(temperature=float("nan"))), "finite"),
+        (request("a", 3, sampling=Sampling(logit_bias=((4, float("inf")),))), "finite"),
+        (request("a", 3, sampling=Sampling(temperature=-1.0)), "at least 0"),
+        (request("a", 3, sampling=Sampling(seed=2**63)), "64 bits"),
+        (request("a", 3, top_logprobs=21), r"\[0, 20\]"),
     ],
 )
 def test_refusals_name_the_numbers(asked: Request, said: str) -> None:
@@ -364,6 +371,14 @@ def test_a_long_prompt_does_not_hold_up_running_rows() -> None:
     made.run()
     mixed = [p for p in plans if len(p.decode_slots) and p.rows]
     assert len(mixed) >= 8 and all(sum(r.num_tokens for r in p.rows) <= 7 for p in mixed)
+
+
+def test_stop_ids_that_the_model_cannot_draw_are_harmless() -> None:
+    """A tokenizer may know more end tokens than the model has; the runner never hears of those."""
+    made = harness(PLAIN, [(0, replace(request("r", 4), stop=Stop(6, 3, (VOCAB + 5, 2**31 - 1, 3))))])
+    plans = plans_of(made)
+    made.run()
+    assert plans[0].new_slots[0].stop_ids == (3,)
 
 
 # ---- what is shared, and who gives way

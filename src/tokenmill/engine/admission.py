@@ -1,8 +1,12 @@
-"""What a request must fulfil before it may wait: everything that can be refused is refused here, with numbers."""
+"""What a request must fulfil before it may wait: everything that can be refused is refused here, with numbers.
+
+This is the last gate: a value that a runner cannot take would end the loop, and with it every other request.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -14,6 +18,8 @@ from tokenmill.types import Request
 
 # Every step compares each row with as many stop ids as the row that has most of them.
 MOST_STOP_IDS = 256
+MOST_TOP_LOGPROBS = 20
+INT32, INT64 = 2**31, 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,36 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
         raise RequestError(f"prompt token ids must lie in [0, {capacity.vocab_size})", param="prompt")
     if stop.max_new_tokens < 0 or stop.min_new_tokens < 0:
         raise RequestError("max_new_tokens and min_new_tokens must be at least 0", param="max_tokens")
-    if len(stop.token_ids) > MOST_STOP_IDS:
-        raise RequestError(
-            f"the request names {len(stop.token_ids)} stop token ids; the limit is {MOST_STOP_IDS}", param="stop"
-        )
+    _check_draws(request, capacity.vocab_size)
     if request.media and capacity.encoder_cache_bytes == 0:
         raise RequestError("this model takes no images: send text only", param="messages")
+
+
+def _check_draws(request: Request, vocab_size: int) -> None:
+    """How tokens are drawn and where that stops."""
+    sampling, stop_ids = request.sampling, request.stop.token_ids
+    if len(stop_ids) > MOST_STOP_IDS:
+        raise RequestError(f"{len(stop_ids)} stop token ids are given; the limit is {MOST_STOP_IDS}", param="stop")
+    if stop_ids and not 0 <= min(stop_ids) <= max(stop_ids) < INT32:
+        # A tokenizer may know end tokens that the model cannot draw: those are harmless.
+        raise RequestError(f"stop token ids must lie in [0, {INT32})", param="stop")
+    named = [*sampling.bad_token_ids, *(token for token, _ in sampling.logit_bias)]
+    if named and not 0 <= min(named) <= max(named) < vocab_size:
+        raise RequestError(f"bad and biased token ids must lie in [0, {vocab_size})", param="logit_bias")
+    numbers = (
+        sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty, sampling.presence_penalty,
+        sampling.frequency_penalty, *(value for _, value in sampling.logit_bias),
+    )  # fmt: skip
+    if not all(isfinite(number) for number in numbers):
+        raise RequestError("sampling parameters must be finite numbers", param="temperature")
+    if sampling.temperature < 0 or sampling.repetition_penalty <= 0 or sampling.top_k < 0:
+        raise RequestError("temperature and top_k must be at least 0, repetition_penalty above 0", param="temperature")
+    if not -INT64 <= (sampling.seed or 0) < INT64:
+        raise RequestError(f"the seed is {sampling.seed}; it must fit into 64 bits", param="seed")
+    if not 0 <= request.top_logprobs <= MOST_TOP_LOGPROBS:
+        raise RequestError(
+            f"top_logprobs is {request.top_logprobs}; it must lie in [0, {MOST_TOP_LOGPROBS}]", param="top_logprobs"
+        )
 
 
 def make_sequence(request: Request, ticket: Ticket, capacity: Capacity, cache_tokens: int | None) -> Sequence:

@@ -312,7 +312,7 @@ class Planner:
             prompt_tokens=seq.prompt_tokens,
             rope_base=seq.rope_base,
             min_tokens=seq.prompt_tokens + request.stop.min_new_tokens,
-            stop_ids=request.stop.token_ids,
+            stop_ids=tuple(token for token in request.stop.token_ids if token < self.capacity.vocab_size),
             top_logprobs=request.top_logprobs,
             adapter=request.adapter,
             history=seq.tokens.copy() if request.sampling.needs_history else None,
