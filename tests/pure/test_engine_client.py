@@ -119,6 +119,8 @@ async def test_refusals_are_raised(engine: EngineClient) -> None:
     with pytest.raises(RequestError, match="context is 200 tokens") as caught:
         await everything(engine, request("long", 300))
     assert caught.value.status == 400 and caught.value.code == "context_length_exceeded"
+    with pytest.raises(RequestError, match="64 bits|cannot be sent"):
+        await everything(engine, request("seeded", sampling=Sampling(seed=1 << 70)))
     stream = engine.generate(request("twin", 5, 50))
     await anext(stream)
     with pytest.raises(RequestError, match="ids must differ"):

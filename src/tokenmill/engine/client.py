@@ -121,9 +121,9 @@ class EngineClient:
         if request.id in self._ids:
             raise RequestError(f"a request with id {request.id!r} is running; ids must differ", param="request_id")
         stream = Stream(request, next(self._numbers))
+        self._link.submit(stream.handle, request)
         self._streams[stream.handle] = stream
         self._ids[request.id] = stream.handle
-        self._link.submit(stream.handle, request)
         return stream
 
     def _leave(self, stream: Stream) -> None:

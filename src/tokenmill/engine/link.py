@@ -34,7 +34,10 @@ class Listener(Protocol):
 
 
 class Link(Protocol):
-    """None of the first three waits; an engine that is gone ignores them."""
+    """None of the first three waits; an engine that is gone ignores them.
+
+    `submit` may raise RequestError where the request holds what cannot travel.
+    """
 
     def submit(self, handle: int, request: Request) -> None: ...
 

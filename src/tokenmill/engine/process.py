@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenmill.engine import wire
 from tokenmill.engine.link import CLOSE_S, CLOSED, Listener, Setup
-from tokenmill.errors import ConfigError, EngineDeadError
+from tokenmill.errors import ConfigError, EngineDeadError, RequestError
 from tokenmill.log import get_logger
 from tokenmill.types import Request
 
@@ -117,7 +117,10 @@ class ProcessLink:
             self._writer.write(wire.pack(record))
 
     def submit(self, handle: int, request: Request) -> None:
-        self._send(wire.Submit(handle, request))
+        try:
+            self._send(wire.Submit(handle, request))
+        except wire.WireError as error:
+            raise RequestError(f"the request cannot be sent to the engine: {error}") from error
 
     def abort(self, handle: int) -> None:
         self._send(wire.Abort(handle))

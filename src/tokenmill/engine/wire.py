@@ -129,7 +129,10 @@ _from_engine = msgspec.msgpack.Decoder(FromEngine, ext_hook=_array_in)
 
 def pack(record: ToEngine | FromEngine) -> bytes:
     """A whole frame."""
-    body = _encoder.encode(record)
+    try:
+        body = _encoder.encode(record)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise WireError(f"a record that cannot be written: {error}") from error
     if len(body) > MOST_FRAME_BYTES:
         raise WireError(f"a record of {len(body)} bytes; the limit is {MOST_FRAME_BYTES}")
     return LENGTH.pack(len(body)) + body
