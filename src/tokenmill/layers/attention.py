@@ -11,8 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tokenmill.errors import FormatError
 from tokenmill.kernels.ops import AttentionFacts, AttentionParts, Heads, Norm
 from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, unit_span
+from tokenmill.log import get_logger
+from tokenmill.weights.classes import Dense
 from tokenmill.weights.contract import Source, Weight
 
 
@@ -74,7 +77,7 @@ class GroupedQKV:
         whole = read_part(source, prefix + self.name, shape, a.num_kv_heads)
         bias = read_bias(source, prefix + self.name, shape[0], a.qkv_bias)
         sizes = (a.num_heads // a.num_kv_heads * a.head_dim, a.head_dim, a.head_dim) * a.num_kv_heads
-        weights = whole.weight.split(0, sizes)
+        weights = _split_rows(whole.weight, sizes, prefix + self.name)
         biases = None if bias is None else torch.split(bias, list(sizes))
         return tuple(
             Part(
@@ -84,6 +87,15 @@ class GroupedQKV:
             )
             for place in range(3)
         )
+
+
+def _split_rows(weight: Weight, sizes: tuple[int, ...], name: str) -> tuple[Weight, ...]:
+    """Rows apart; as plain numbers, with a warning, where heads do not end where the weight's scale blocks do."""
+    try:
+        return weight.split(0, sizes)
+    except FormatError as error:
+        get_logger().warning("%s is held as plain numbers, which costs memory: %s", name, error)
+    return Dense(weight.dequantize()).split(0, sizes)
 
 
 def _join(weights: tuple[Weight, ...]) -> Weight:
