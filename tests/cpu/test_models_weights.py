@@ -119,7 +119,7 @@ def test_heads_that_end_inside_a_block_of_scales_are_held_plain_and_said_so(tmp_
     """InternLM2's grouped rows cannot be taken apart in place where 64 channels share a 128-row block with others."""
     folder = WAYS["fp8-block"].folder(tmp_path, "internlm2", hidden_size=256)
     assert check_parity(folder, Probe(tokens=40)).ok
-    assert "layers.0.attention.wqkv is held as plain numbers" in caplog.text
+    assert "held as plain numbers" in caplog.text
     model = build_model(folder)
     assert type(model.layers[0].attention.qkv.prepared) is DenseLinear
     assert type(model.layers[0].mlp.down.prepared.weight) is Fp8Block

@@ -52,14 +52,3 @@ def test_the_cpu_backend_is_bound_where_it_serves_and_the_reference_elsewhere():
     ops = bind(CPU, BindFacts(torch.float32))
     assert ops.backends["attention"] == "cpu" and ops.backends["rms_norm"] == "reference"
     assert set(bind(CPU, BindFacts(torch.float32), ()).backends.values()) == {"reference"}
-
-
-def test_attention_variants_that_are_not_served_are_refused():
-    from dataclasses import replace
-
-    case = load_cases("attention")[0].make(CPU)
-    *rest, facts = case.arguments
-    for backend in ("reference", "cpu"):
-        attention = find.load(f"tokenmill.kernels.{backend}", "attention").attention
-        with pytest.raises(NotImplementedError, match="window"):
-            attention(*rest, replace(facts, window_tokens=64))

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 from tokenmill.api.answer import Answer, Parsers
 from tokenmill.api.codec import Codec
-from tokenmill.api.contract import SamplingDefaults, TextLimits
+from tokenmill.api.contract import SamplingDefaults, TextCodec, TextLimits
+from tokenmill.api.grammars import GrammarCheck
 from tokenmill.api.parsers import ParserNames, parsers_for
 from tokenmill.api.prepare import EndOfText, chosen_tools, engine_request, stops_of
 from tokenmill.engine.contract import Engine, Stats
-from tokenmill.errors import EngineDeadError
+from tokenmill.errors import EngineDeadError, RequestError
 from tokenmill.types import Chunk, Finish, Request, TextRequest, Usage
 
 
@@ -29,6 +30,7 @@ class TextParts:
     end: EndOfText
     defaults: SamplingDefaults = SamplingDefaults()
     parsers: ParserNames = field(default_factory=ParserNames)
+    grammars: GrammarCheck | None = None
 
 
 class ServedModel:
@@ -38,8 +40,8 @@ class ServedModel:
         self.name = parts.name
         self.limits = parts.limits
         self.defaults = parts.defaults
-        self.codec = parts.codec
-        self._engine = engine
+        self.codec: TextCodec = parts.codec
+        self.engine = engine
         self._parts = parts
         # Requests whose prompt is still being written; True once they were aborted meanwhile.
         self._preparing: dict[str, bool] = {}
@@ -55,14 +57,14 @@ class ServedModel:
             usage = Usage(prompt_tokens=len(wish.prompt_ids))
             yield Chunk(finish=Finish.ABORT, prompt_ids=wish.prompt_ids, usage=usage)
             return
-        stream = self._engine.generate(wish)
+        stream = self.engine.generate(wish)
         try:
             async for output in stream:
                 chunk = answer.feed(output)
                 if chunk is None:
                     continue
                 if chunk.finish is not None and output.finish is None:
-                    self._engine.abort(request.id)
+                    self.engine.abort(request.id)
                 yield chunk
                 if chunk.finish is not None:
                     return
@@ -73,23 +75,33 @@ class ServedModel:
     def abort(self, request_id: str) -> None:
         if request_id in self._preparing:
             self._preparing[request_id] = True
-        self._engine.abort(request_id)
+        self.engine.abort(request_id)
 
     async def stats(self) -> Stats:
-        return await self._engine.stats()
+        return await self.engine.stats()
 
     async def close(self) -> None:
-        await self._engine.close()
-        self.codec.close()
+        await self.engine.close()
+        self._parts.codec.close()
+        if self._parts.grammars is not None:
+            self._parts.grammars.close()
 
     async def _prepare(self, request: TextRequest) -> tuple[Request, Answer]:
-        parts, vocabulary = self._parts, self.codec.tokenizer.vocabulary
+        parts, vocabulary = self._parts, self._parts.codec.tokenizer.vocabulary
         tools = chosen_tools(request, parts.parsers.tools is not None)
-        prompt_ids = await self.codec.prompt_ids(request, tools)
+        prompt_ids = await parts.codec.prompt_ids(request, tools)
         stops = stops_of(request, parts.end, vocabulary)
         wish = engine_request(request, prompt_ids, stops, self.limits)
+        await self._check_grammar(request)
         parsers = parsers_for(parts.parsers, request, vocabulary) if request.chat else Parsers()
         return wish, Answer(request, prompt_ids, vocabulary, stops, parsers)
+
+    async def _check_grammar(self, request: TextRequest) -> None:
+        if request.grammar is None:
+            return
+        if self._parts.grammars is None:
+            raise RequestError("this model is served without grammars", 501, param="response_format")
+        await self._parts.grammars.check(request.grammar)
 
 
 async def _close(stream: AsyncIterator[object]) -> None:

@@ -23,7 +23,7 @@ _ALIASES = {
 _BY_MODEL_TYPE = {"internlm2": "internlm2", "internlm3": "internlm2", "internlm": "internlm", "qwen": "qwen"}
 # Tokens that close a turn in published chat templates. Where a folder's template writes one, the model has learned to
 # end with it, whatever eos_token_id says.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<eoa>", "<|eot|>", "<|call|>")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<eoa>", "<|eot|>", "<|call|>")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _jinja(templates: dict[str, str], folder: TextFolder, vocabulary: Vocabulary
     worker = JinjaWorker(templates)
     worker.start()
     has_tools = all(vocabulary.token_id(token) is not None for token in TOOL_TOKENS)
-    ends = [token for token in _TURN_ENDS if token in templates["default"] and vocabulary.token_id(token) is not None]
+    ends = [token for token in TURN_ENDS if token in templates["default"] and vocabulary.token_id(token) is not None]
     return JinjaTemplate(
         worker,
         stop_words=(*ends, *(("<|action_end|>",) if has_tools else ())),
