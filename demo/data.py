@@ -23,6 +23,8 @@ SETS: dict[str, Draw] = {
 }
 SET_NAMES = tuple(SETS)
 MAX_TOKENS = 640
+JOINABLE = ("arithmetic", "recall", "objects", "stories", "chat", "copying")
+JOINED_SHARE = 0.15
 SYSTEMS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "You are a friendly assistant.", "You are Tokenmill's demo model.", "Answer briefly.",
     "你是一个有用的助手。", "请用中文回答。",
@@ -43,6 +45,21 @@ class Encoded:
     ids: np.ndarray
     learn: np.ndarray
     set_id: int
+
+
+def joined(rng: Random, sample: Sample) -> Sample:
+    """The sample with a conversation about something else in front of it or behind it."""
+    other = SETS[rng.choice(JOINABLE)](rng, False)
+    first, second = (sample, other) if rng.random() < 0.5 else (other, sample)
+    return Sample(sample.set, [*first.messages, *second.messages], sample.expect)
+
+
+def draw(rng: Random, name: str, held: bool) -> Sample:
+    """One sample of a set as it is trained on: some are joined, some get a system message."""
+    sample = SETS[name](rng, held)
+    if not held and name in JOINABLE and rng.random() < JOINED_SHARE:
+        sample = joined(rng, sample)
+    return with_system(rng, sample)
 
 
 def with_system(rng: Random, sample: Sample) -> Sample:
@@ -67,7 +84,7 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Encoded:
 
 def mean_tokens(tokenizer: Tokenizer, name: str, tries: int = 40) -> float:
     rng = Random(name)
-    return sum(len(encode(tokenizer, SETS[name](rng, False)).ids) for _ in range(tries)) / tries
+    return sum(len(encode(tokenizer, draw(rng, name, False)).ids) for _ in range(tries)) / tries
 
 
 def stream(tokenizer: Tokenizer, seed: int, shares: dict[str, float], held: bool = False) -> Iterator[Encoded]:
@@ -77,7 +94,7 @@ def stream(tokenizer: Tokenizer, seed: int, shares: dict[str, float], held: bool
     weights = [shares[n] / mean_tokens(tokenizer, n) for n in names]
     while True:
         name = rng.choices(names, weights)[0]
-        yield encode(tokenizer, with_system(rng, SETS[name](rng, held)))
+        yield encode(tokenizer, draw(rng, name, held))
 
 
 def take(samples: Iterator[Encoded], max_tokens: int) -> list[Encoded]:

@@ -93,17 +93,28 @@ class Attention(nn.Module):
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     """Causal attention inside every sample: q (T, H, K), k and v (T, G, K) -> (T, H*K)."""
-    heads, per = q.shape[1], q.shape[1] // k.shape[1]
-    packed = torch.cat((q, k, v), dim=1)
-    packed = F.pad(packed, (0, 0, 0, 0, 0, 1))
+    heads, kv_heads = q.shape[1], k.shape[1]
+    packed = F.pad(torch.cat((q, k, v), dim=1), (0, 0, 0, 0, 0, 1))
+    # One gather for all groups: its backward is one scatter, not one full-sized tensor per group.
+    gathered = packed[torch.cat([g.flatten() for g in batch.groups])]
     outs = []
-    for group in batch.groups:
-        rows = packed[group].transpose(1, 2)
-        q_, k_, v_ = rows.split((heads, k.shape[1], v.shape[1]), dim=1)
-        k_, v_ = k_.repeat_interleave(per, 1), v_.repeat_interleave(per, 1)
-        out = F.scaled_dot_product_attention(q_, k_, v_, is_causal=True)
+    for part, group in zip(gathered.split([g.numel() for g in batch.groups]), batch.groups):
+        rows = part.view(*group.shape, heads + 2 * kv_heads, -1).transpose(1, 2)
+        q_, k_, v_ = rows.split((heads, kv_heads, kv_heads), dim=1)
+        repeat = heads // kv_heads
+        out = causal(q_, k_.repeat_interleave(repeat, 1), v_.repeat_interleave(repeat, 1))
         outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(outs)[batch.flat]
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of (S, H, L, K). Spelled out on a CPU, whose fused kernel has a slow backward."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    length = q.shape[2]
+    scores = (q * q.shape[3] ** -0.5) @ k.mT
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, float("-inf")).softmax(-1, dtype=q.dtype) @ v
 
 
 class FeedForward(nn.Module):

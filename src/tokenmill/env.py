@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 _TRUE = ("1", "true", "yes", "on")
@@ -48,9 +49,19 @@ def ssl_files() -> tuple[str | None, str | None]:
     return os.environ.get("SSL_KEYFILE"), os.environ.get("SSL_CERTFILE")
 
 
+def cuda_home() -> str | None:
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or None
+
+
 def api_keys() -> tuple[str, ...]:
     """Keys given by environment, comma separated, so that they stand in no process listing."""
     return tuple(key.strip() for key in os.environ.get("TOKENMILL_API_KEYS", "").split(",") if key.strip())
+
+
+def keep_gloo_local() -> None:
+    """Ranks share a host, so their sockets need not be reachable from elsewhere. What the user has set stands."""
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def num_threads() -> int | None:

@@ -55,6 +55,13 @@ def test_defaults_are_the_config_s_own() -> None:
         ("m --quant-policy 4", "cache", "kv", "int4"),
         ("m --quant-policy int8", "cache", "kv", "int8"),
         ("m --cache-max-entry-count 0.4", "cache", "memory_frac", 0.4),
+        ("m --hf-overrides.rope_scaling.type dynamic --hf_overrides.rope_scaling.factor=2.0", "model", "hf_overrides",
+         {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        ("m --disable-vision-encoder", "model", "language_only", True),
+        ("m --cache-max-entry-count 500", "cache", "num_blocks", 500),
+        ("m --async 0", "scheduler", "overlap", False),
+        ("--communicator nccl m", "model", "path", "m"),
+        ("--dp 1 m --enable-eplb", "model", "path", "m"),
         ("m --cache_block_seq_len 32", "cache", "block_tokens", 32),
         ("m --kv-memory 2GiB", "cache", "memory_bytes", 2 << 30),
         ("m --max-batch-size 8", "scheduler", "max_rows", 8),
@@ -78,10 +85,13 @@ def test_harmless_values_of_later_flags_are_taken(line: str) -> None:
     assert parse(line) == parse("m")
 
 
-@pytest.mark.parametrize("line", ["m --adapters a=b", "m --speculative-algorithm eagle", "m --dp 2"])
-def test_later_flags_are_refused(line: str) -> None:
-    with pytest.raises(ConfigError, match="not served yet"):
-        parse(line)
+@pytest.mark.parametrize("name", options.LATER)
+def test_later_flags_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(f"m {name} 7")
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert shown.startswith(f"error: {name} 7: ") and "not served" in shown and shown.count("\n") == 1
 
 
 @pytest.mark.parametrize("line", ["m --quant-policy 42", "m --quant-policy 5", "m --eager-mode=perhaps", "m --tp 0",
@@ -95,7 +105,8 @@ def test_a_bad_value_is_one_line_and_2(line: str, capsys: pytest.CaptureFixture[
 
 
 def test_notes_come_once(capsys: pytest.CaptureFixture[str]) -> None:
-    parse("m --enable-prefix-caching --instance-num 3 --async 1 --communicator nccl --enable-microbatch")
+    parse("m --enable-prefix-caching --instance-num 3 --async 1 --communicator nccl --communicator native "
+          "--enable-microbatch --enable-microbatch false")
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == 5 and all(line.startswith("note: ") for line in shown)
 

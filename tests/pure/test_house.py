@@ -30,7 +30,8 @@ numbers = load("house_numbers")
     ("source", "room", "word"),
     [
         ("torch.load('x')", "models/a.py", "torch.load"),
-        ("torch.load('x')", "weights/a.py", "torch.load"),
+        ("torch.load('x')", "weights/pickled.py", "torch.load"),
+        ("torch.load('x', weights_only=True)", "weights/a.py", "torch.load"),
         ("import pickle", "engine/a.py", "pickle"),
         ("from cloudpickle import dumps", "engine/a.py", "cloudpickle"),
         ("print(1)", "engine/a.py", "print"),
@@ -48,7 +49,8 @@ def test_banned_is_found(source: str, room: str, word: str) -> None:
 @pytest.mark.parametrize(
     ("source", "room"),
     [
-        ("torch.load('x', weights_only=True, mmap=True)", "weights/bin.py"),
+        ("torch.load('x', weights_only=True, mmap=True)", "weights/pickled.py"),
+        ("import pickle", "weights/pickled.py"),
         ("print(1)", "cli/chat.py"),
         ("os.environ['A']", "env.py"),
         ("if group.tp > 1:\n    pass", "distributed/a.py"),

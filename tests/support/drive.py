@@ -26,12 +26,14 @@ def ints(values: list) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def chunk(slot: int, tokens: list[int], start: int = 0, want: Want = Want.TOKEN, targets: list[int] | None = None) -> Row:
+def chunk(
+    slot: int, tokens: list[int], start: int = 0, want: Want = Want.TOKEN, targets: list[int] | None = None
+) -> Row:
     return Row(slot, len(tokens), ints(tokens), start, want, None if targets is None else ints(targets))
 
 
 class Driver:
-    """Counts steps and remembers each slot's blocks; blocks are handed out in an order that is not that of positions."""
+    """Counts steps and remembers each slot's blocks; blocks are handed out in an order unlike that of positions."""
 
     def __init__(self, runner: Runner):
         self.runner, self.steps = runner, 0
@@ -39,7 +41,9 @@ class Driver:
         self.size = group.block_tokens
         self.free = list(np.random.default_rng(0).permutation(group.num_blocks))
 
-    def plan(self, decode: list[int] = (), rows: list[Row] = (), inits: list[SlotInit] = (), **more: object) -> StepPlan:
+    def plan(
+        self, decode: list[int] = (), rows: list[Row] = (), inits: list[SlotInit] = (), **more: object
+    ) -> StepPlan:
         self.steps += 1
         return StepPlan(self.steps, ints(list(decode)) if len(decode) else NO_I32, list(rows), list(inits), **more)
 

@@ -100,7 +100,8 @@ class FakeTextEngine:
         answer = ["echo", *words]
         if request.sampling.seed is not None:
             answer.insert(0, WORDS[request.sampling.seed % 10])
-        most = min(room, len(answer) if request.max_new_tokens is None else request.max_new_tokens)
+        wished = room if request.ignore_eos else len(answer)
+        most = min(room, wished if request.max_new_tokens is None else request.max_new_tokens)
         prompt_logprobs = tuple(None if i == 0 else self._logprob(w, request) for i, w in enumerate(words))
         first: dict[str, Any] = {"prompt_ids": ids}
         if request.prompt_logprobs:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
 from tests.support.fake_text import FakeTextEngine
+from tokenmill.api.contract import TextEngine
 from tokenmill.serve.http import HttpServer, ServerOptions, background
 
 LOOPBACK = ServerOptions(host="127.0.0.1", port=0, log_level="warning", drain_timeout_s=5.0)
@@ -39,10 +40,8 @@ class Live:
     def raw(self, data: bytes, timeout_s: float = 5.0) -> bytes:
         """Everything the server says to `data` until it closes or falls silent."""
         with self.connect(timeout_s) as connection:
-            try:
+            with suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(data)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
             return drain(connection)
 
     def connect(self, timeout_s: float = 5.0) -> socket.socket:
@@ -74,12 +73,26 @@ def running(engine: FakeTextEngine | None = None, **options: Any) -> Iterator[Li
     async def factory() -> FakeTextEngine:
         return engine
 
-    with background(factory, replace(LOOPBACK, **options)) as server:
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
-            live = Live(server, engine, client)
-            yield live
-            live.settle()
+    with (
+        background(factory, replace(LOOPBACK, **options)) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client,
+    ):
+        live = Live(server, engine, client)
+        yield live
+        live.settle()
     assert engine.closed
+
+
+@contextmanager
+def serving(engine: TextEngine, **options: Any) -> Iterator[tuple[HttpServer, httpx.Client]]:
+    """A server on any text engine, without the fake's leak check."""
+
+    async def factory() -> TextEngine:
+        return engine
+
+    with background(factory, replace(LOOPBACK, **options)) as server:
+        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:
+            yield server, client
 
 
 def wait_for(condition: Callable[[], bool], within_s: float, show: Callable[[], Any] = lambda: "") -> float:

@@ -57,6 +57,9 @@ class TinyModel:
         angle = positions_T[:, None].float() / places + bases_T[:, None]
         return angle.cos(), angle.sin()
 
+    def logn(self, positions_T: Tensor) -> Tensor | None:
+        return None
+
     def forward(
         self, ids_T: Tensor, rows: RowMeta, caches: tuple[KVPages, ...], embeds_TD: Tensor | None = None
     ) -> Tensor:

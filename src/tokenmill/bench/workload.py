@@ -90,9 +90,9 @@ def parse(text: str, vocab_size: int = VOCAB_SIZE, max_model_tokens: int | None 
         raise ConfigError(f"{text!r} is no workload; write {FORMS}, or standard")
     kind = found[1]
     if kind == "static":
-        items = static(*numbers, vocab_size=vocab_size)
+        items = static(numbers[0], numbers[1], numbers[2], vocab_size=vocab_size)
     elif kind == "prefill":
-        items = static(*numbers, new_tokens=1, vocab_size=vocab_size)
+        items = static(numbers[0], numbers[1], new_tokens=1, vocab_size=vocab_size)
     else:
         items = trace(numbers[0], seed=int(kind == "sampled"), vocab_size=vocab_size)
     kept = fits(items, max_model_tokens) if max_model_tokens else tuple(items)

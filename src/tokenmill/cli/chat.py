@@ -1,4 +1,7 @@
-"""Chat with a model in the terminal: `tokenmill chat MODEL`, also `tokenmill chat turbomind MODEL`."""
+"""Chat with a model in the terminal: `tokenmill chat MODEL`, also `tokenmill chat turbomind MODEL`.
+
+An empty line ends your input, `exit` leaves, `end` starts afresh, /help lists the rest.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from tokenmill import env
 from tokenmill.cli.engine import add_model_flags, open_engine
-from tokenmill.cli.options import add_engine_flags, note
+from tokenmill.cli.legacy import add_ignored, note
+from tokenmill.cli.options import add_engine_flags
 from tokenmill.cli.parser import Parser
 from tokenmill.errors import ConfigError
 
@@ -19,15 +23,34 @@ if TYPE_CHECKING:
     from tokenmill.serve.ui.conversation import Conversation
 
 ENGINE_WORDS = ("turbomind", "torch", "pytorch")
+IGNORED = {
+    "--session-id": "the whole conversation is sent with every turn",
+    "--tokenizer-path": "the tokenizer lies in the model's folder",
+    "--accel": "there is one engine",
+    "--max-alloc": "memory is planned: --cache-max-entry-count",
+    "--adapter": "the family is known from config.json",
+    "--log-file": "set TOKENMILL_LOG_FILE",
+}
+IGNORED_SWITCHES = {
+    "--stream-output": "answers always stream",
+    "--use-fast-tokenizer": "there is one tokenizer",
+    "--debug": "use --log-level debug",
+}
+CAPS = ("chat", "completion", "infilling", "python")
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """The first generation put the engine's name before the model."""
+    return ["--engine-word", *argv] if argv and argv[0] in ENGINE_WORDS else argv
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", nargs="+", metavar="MODEL", help="a folder, a hub name, or demo")
+    parser.add_argument("model", metavar="MODEL", help="a folder, a hub name, or demo")
+    parser.add_argument("--engine-word", choices=ENGINE_WORDS, help=argparse.SUPPRESS)
+    parser.add_argument("--cap", choices=CAPS, default="chat", help=argparse.SUPPRESS)
     add_model_flags(parser)
     add_terminal_flags(parser)
-    parser.add_argument("--session-id", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--cap", help=argparse.SUPPRESS)
-    parser.add_argument("--stream-output", nargs="?", help=argparse.SUPPRESS)
+    add_ignored(parser, IGNORED, IGNORED_SWITCHES)
     add_engine_flags(parser)
 
 
@@ -47,37 +70,38 @@ def conversation_of(args: argparse.Namespace, engine: TextEngine | None = None) 
     """An empty conversation with the settings of the command line, then the model's own, then LMDeploy's."""
     from dataclasses import asdict, replace
 
-    from tokenmill.serve.ui.conversation import BOUNDS, Conversation, Settings, parse_setting
+    from tokenmill.serve.ui.conversation import BOUNDS, Conversation, Settings, with_setting
 
     own = asdict(engine.defaults) if engine else {}
     settings = replace(Settings(), **{name: own[name] for name in BOUNDS if own.get(name) is not None})
-    typed = {name: getattr(args, name) for name in BOUNDS if getattr(args, name) is not None}
-    settings = replace(settings, **{name: parse_setting(name, str(value)) for name, value in typed.items()})
+    for name in BOUNDS:
+        if getattr(args, name) is not None:
+            settings = with_setting(settings, name, str(getattr(args, name)))
     return Conversation(system=args.system, settings=settings)
 
 
-def model_of(words: list[str]) -> str:
-    """The model's path; the first generation put the engine's name before it."""
-    if len(words) == 2 and words[0] in ENGINE_WORDS:
-        note(f"'chat {words[0]} MODEL' is now 'chat MODEL': there is one engine")
-        return words[1]
-    if len(words) != 1:
-        raise ConfigError(f"chat takes one model, not {len(words)}: {' '.join(words)}")
-    return words[0]
+def check(args: argparse.Namespace) -> None:
+    """Says what the first generation's words mean now. Raises ConfigError for what is not served."""
+    if args.engine_word:
+        note(f"'chat {args.engine_word} MODEL' is now 'chat MODEL': there is one engine")
+    if args.cap in ("completion", "infilling"):
+        raise ConfigError(f"--cap {args.cap} is not served: chat is; /v1/completions of a server completes plain text")
 
 
 async def chat(args: argparse.Namespace) -> None:
     from tokenmill.serve.ui.talk import EngineTalk
     from tokenmill.serve.ui.terminal import Terminal, open_reader
 
-    engine = await open_engine(args, model_of(args.model))
+    engine = await open_engine(args, args.model)
     try:
-        terminal = Terminal(EngineTalk(engine), open_reader(history_file()), sys.stdout, conversation_of(args, engine))
-        await terminal.run()
+        # The first generation showed the prompt as the model gets it.
+        talk = EngineTalk(engine, shows_prompt=args.engine_word == "turbomind")
+        await Terminal(talk, open_reader(history_file()), sys.stdout, conversation_of(args, engine)).run()
     finally:
         await engine.close()
 
 
 def run(args: argparse.Namespace) -> int:
+    check(args)
     asyncio.run(chat(args))
     return 0

@@ -16,8 +16,8 @@ from tokenmill.cli.parser import Parser
 from tokenmill.errors import ConfigError
 
 PACKAGES = (
-    "torch", "triton", "numpy", "safetensors", "tokenizers", "transformers", "fastapi", "starlette", "uvicorn",
-    "pydantic", "httpx", "msgspec", "openai", "huggingface_hub", "gradio", "ray",
+    "torch", "torchvision", "triton", "numpy", "safetensors", "tokenizers", "transformers", "fastapi", "starlette",
+    "uvicorn", "pydantic", "httpx", "msgspec", "openai", "huggingface_hub", "gradio", "ray",
 )  # fmt: skip
 TOOLS = {"nvcc": ("nvcc", "--version"), "gcc": ("gcc", "--version")}
 
@@ -63,6 +63,7 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         **devices(),
+        "CUDA_HOME": env.cuda_home() or "not set",
         **{package: version_of(package) for package in PACKAGES},
         **{name: tool_version(command) for name, command in TOOLS.items()},
         "cache folder": str(env.cache_dir()),
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     print(*(f"{name}: {value}" for name, value in found.items()), sep="\n")
     if args.dump_file:
         if args.dump_file.suffix not in (".json", ".yml", ".yaml"):
-            raise ConfigError(f"--dump-file is {args.dump_file.name}; it must end with .json or .yml")
+            raise ConfigError(f"--dump-file is {args.dump_file.name}; it must end with .json or .yml (no pickles)")
         # JSON is YAML, too.
         args.dump_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -12,7 +12,7 @@ from tokenmill.cli.parser import Parser
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("source", type=Path, help="a checkpoint folder")
     parser.add_argument("destination", type=Path, help="where to write; must not exist")
-    parser.add_argument("--to", required=True, help="awq, gptq or compressed-tensors")
+    parser.add_argument("--to", required=True, help="awq, gptq, gptq_v1, gptq_v2, compressed-tensors or safetensors")
 
 
 def run(args: argparse.Namespace) -> int:

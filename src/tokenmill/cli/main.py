@@ -12,9 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from tokenmill import __version__
 from tokenmill.errors import TokenmillError
+
+if TYPE_CHECKING:
+    import argparse
 
 CTRL_C = 128 + signal.SIGINT
 USAGE_ERROR = 2
@@ -119,16 +123,22 @@ def find(table: Table | dict[str, Verb], word: str) -> Verb | Group | None:
     return next((entry for name, entry in table.items() if name.replace("-", "_") == plain), None)
 
 
-def run_verb(verb: Verb, name: str, argv: Sequence[str]) -> int:
-    if verb.later:
-        print(f"error: {name} is not part of Tokenmill {__version__}; instead, {verb.later}", file=sys.stderr)
-        return USAGE_ERROR
+def parse(verb: Verb, name: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one verb. A module may put old forms into today's by `rewrite(argv) -> argv`."""
     from tokenmill.cli.parser import Parser
 
     module = import_module(f"tokenmill.cli.{verb.module}")
     parser = Parser(prog=name, description=module.__doc__)
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(argv)))
+    words = list(argv)
+    return parser.parse_args(module.rewrite(words) if hasattr(module, "rewrite") else words)
+
+
+def run_verb(verb: Verb, name: str, argv: Sequence[str]) -> int:
+    if verb.later:
+        print(f"error: {name} is not part of Tokenmill {__version__}; instead, {verb.later}", file=sys.stderr)
+        return USAGE_ERROR
+    return int(import_module(f"tokenmill.cli.{verb.module}").run(parse(verb, name, argv)))
 
 
 def dispatch(argv: Sequence[str], table: Table | dict[str, Verb] = TABLE, prog: str = "tokenmill") -> int:
@@ -162,5 +172,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CTRL_C
     except BrokenPipeError:
         # Python would complain once more when it flushes stdout at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0

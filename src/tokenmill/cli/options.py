@@ -1,8 +1,7 @@
 """Engine flags, generated from the fields of `config.EngineConfig`, under LMDeploy's names and our own.
 
 Every field of the nested records is a flag: `ENGINE_FLAGS` says under which names, with which help, and how a text
-becomes the field's value; the default is the field's own. What later issues bring (`LATER`) is parsed and refused in
-one line; what has no effect any more (`IGNORED`) is accepted with one note on stderr.
+becomes the field's value; the default is the field's own. What LMDeploy took beside them lies in `legacy.py`.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tokenmill.cli.legacy import IGNORED, IGNORED_SWITCHES, LATER, Store, add_ignored, add_later, note
 from tokenmill.cli.parser import Parser, boolean
 from tokenmill.config import DEVICES, DTYPES, EngineConfig, validate
-from tokenmill.errors import ConfigError
 
 # LMDeploy's names and numbers of KV cache formats; None: known there, not here.
 QUANT_POLICY: dict[str, str | None] = {
@@ -43,6 +41,8 @@ def kv_kind(text: str) -> str:
 
 def weight_format(text: str) -> str | None:
     """None lets the checkpoint say it; `hf` is LMDeploy's word for that."""
+    if text == "llama":
+        raise argparse.ArgumentTypeError("'llama' (consolidated.*.pth) is not read: convert it to Hugging Face's form")
     if text not in MODEL_FORMATS:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(MODEL_FORMATS)}")
     return None if text == "hf" else text
@@ -108,8 +108,10 @@ ENGINE_FLAGS: tuple[Flag, ...] = (
     Flag("model.download_dir", ("--download-dir",), "where models from the hub are kept"),
     Flag("model.trust_remote_code", ("--trust-remote-code",), "let a folder's own Python run; natively served "
          "families never need it", boolean),
-    Flag("model.language_only", ("--language-model-only",), "leave the vision part out", boolean),
-    Flag("model.max_model_tokens", ("--session-len", "--max-model-tokens"), "most tokens of a sequence", positive),
+    Flag("model.language_only", ("--language-model-only", "--disable-vision-encoder"), "leave the vision part out",
+         boolean),
+    Flag("model.max_model_tokens", ("--session-len", "--max-model-tokens", "--max-session-len"), "most tokens of a "
+         "sequence", positive),
     Flag("model.rope_scaling_factor", ("--rope-scaling-factor",), "dynamic NTK factor; 0 is the model's own", float),
     Flag("model.use_logn_attn", ("--use-logn-attn",), "scale attention by the logarithm of the position", boolean),
     Flag("model.hf_overrides", ("--hf-overrides",), "JSON object laid over config.json", json_object),
@@ -128,7 +130,7 @@ ENGINE_FLAGS: tuple[Flag, ...] = (
     Flag("scheduler.max_queue", ("--max-queue",), "most requests that wait; more get 429", positive),
     Flag("scheduler.itl_target_ms", ("--itl-target-ms",), "most milliseconds a step may take while others wait for "
          "their next token", float),
-    Flag("scheduler.overlap", ("--overlap",), "plan the next step while one runs", boolean),
+    Flag("scheduler.overlap", ("--overlap", "--async"), "plan the next step while one runs", boolean),
     Flag("parallel.tp", ("--tp",), "GPUs that share one model", positive),
     Flag("parallel.devices", ("--devices",), "indices of these GPUs", int, many=True),
     Flag("parallel.init_method", ("--dist-init-addr",), "where the ranks meet"),
@@ -139,60 +141,6 @@ ENGINE_FLAGS: tuple[Flag, ...] = (
     Flag("kernels.threads", ("--threads",), "threads of the CPU backend", positive),
 )  # fmt: skip
 NOT_FLAGS = ("model.path",)
-
-# Accepted and refused: (name, the values that change nothing, what to say).
-LATER: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("--adapters", (), "LoRA adapters are not served yet"),
-    ("--speculative-algorithm", ("none",), "speculative decoding is not served yet"),
-    ("--speculative-draft-model", (), "speculative decoding is not served yet"),
-    ("--speculative-num-draft-tokens", ("0", "1"), "speculative decoding is not served yet"),
-    ("--dp", ("1",), "several replicas are not served yet: start several servers"),
-    ("--ep", ("1",), "expert parallelism is not served yet"),
-    ("--cp", ("1",), "context parallelism is not served yet"),
-    ("--nnodes", ("1",), "one machine only"),
-    ("--node-rank", ("0",), "one machine only"),
-    ("--role", ("Hybrid",), "prefill and decode on separate servers are not served yet"),
-    ("--dllm-block-length", (), "diffusion models are not served"),
-    ("--dllm-denoising-steps", (), "diffusion models are not served"),
-)
-IGNORED: dict[str, str] = {
-    "--async": "steps always overlap; --overlap false turns that off",
-    "--communicator": "chosen by the device",
-    "--num-tokens-per-iter": "use --max-prefill-token-num",
-    "--max-prefill-iters": "use --max-prefill-token-num",
-    "--cache-chunk-size": "the cache is allocated once",
-    "--migration-backend": "there is one server role",
-    "--distributed-executor-backend": "ranks are processes",
-    "--kernel-block-size": "chosen by the kernels",
-    "--vision-max-batch-size": "images are not served yet",
-    "--prefix-cache-state-budget": "for hybrid models, which are not served",
-    "--prefix-cache-decode-state-interval": "for hybrid models, which are not served",
-    "--logprobs-mode": "log-probabilities are always of the raw distribution",
-    "--dllm-unmasking-strategy": "for diffusion models, which are not served",
-    "--dllm-confidence-threshold": "for diffusion models, which are not served",
-}
-IGNORED_SWITCHES: dict[str, str] = {
-    "--enable-microbatch": "steps overlap by themselves",
-    "--enable-eplb": "for expert parallelism",
-    "--enable-return-routed-experts": "for mixtures of experts",
-    "--disable-vision-encoder": "use --language-model-only",
-}
-# Synonyms that still work, with the name to use now.
-DEPRECATED = {"--instance-num": "--max-batch-size"}
-
-
-class Deprecated(argparse.Action):
-    """Stores the value and says once what to write instead."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if option_string in DEPRECATED:
-            note(f"{option_string} is now {DEPRECATED[option_string]}")
-        setattr(namespace, self.dest, values)
-
-
-def note(text: str) -> None:
-    """One line to a person, never into a pipe of results."""
-    print(f"note: {text}", file=sys.stderr)
 
 
 def default_of(path: str) -> Any:
@@ -212,18 +160,14 @@ def add_engine_flags(parser: Parser) -> None:
             type=flag.convert,
             choices=flag.choices,
             nargs="+" if flag.many else None,
-            action=Deprecated,
+            action=Store,
             default=None,
             metavar=None if flag.choices else flag.names[0].lstrip("-").replace("-", "_").upper(),
             help=f"{flag.help} (default: {shown(default_of(flag.field))})".replace("%", "%%"),
         )
-    for name, _, _ in LATER:
-        parser.add_argument(name, nargs="+", dest=f"later{name}", help=argparse.SUPPRESS)
-    for name in IGNORED:
-        parser.add_argument(name, nargs="+", dest=f"ignored{name}", help=argparse.SUPPRESS)
-    for name in IGNORED_SWITCHES:
-        parser.switches.add(name)
-        parser.add_argument(name, type=boolean, dest=f"ignored{name}", help=argparse.SUPPRESS)
+    parser.objects.add("--hf-overrides")
+    add_later(parser, LATER)
+    add_ignored(parser, IGNORED, IGNORED_SWITCHES)
 
 
 def shown(value: Any) -> str:
@@ -233,26 +177,23 @@ def shown(value: Any) -> str:
     return "none" if value in ({}, ()) else str(value)
 
 
-def refuse_later(args: argparse.Namespace) -> None:
-    """ConfigError for a flag of a later issue; a note for one without effect."""
-    for name, harmless, reason in LATER:
-        values = getattr(args, f"later{name}", None)
-        if values and not (len(values) == 1 and values[0] in harmless):
-            raise ConfigError(f"{name} {' '.join(values)}: {reason}")
-    for name, reason in {**IGNORED, **IGNORED_SWITCHES}.items():
-        if getattr(args, f"ignored{name}", None) is not None:
-            note(f"{name} has no effect: {reason}")
+def blocks_for_share(cache: dict[str, Any]) -> None:
+    """LMDeploy took a whole number above 1 in place of the share: it was a number of blocks."""
+    share = cache.get("memory_frac", 0.0)
+    if share > 1 and share == int(share):
+        note(f"--cache-max-entry-count {share:g} is above 1 and taken as --num-blocks {share:g}")
+        cache["num_blocks"] = int(cache.pop("memory_frac"))
 
 
 def engine_config(args: argparse.Namespace, path: str) -> EngineConfig:
     """The config that a parsed command line asks for, for the model at `path`."""
-    refuse_later(args)
     changes: dict[str, dict[str, Any]] = {"model": {"path": path}}
     for flag in ENGINE_FLAGS:
         value = getattr(args, flag.dest)
         if value is not None:
             part, name = flag.field.split(".")
             changes.setdefault(part, {})[name] = tuple(value) if flag.many else value
+    blocks_for_share(changes.get("cache", {}))
     if changes.get("cache", {}).get("prefix_caching"):
         note("prefix caching is on by default; --enable-prefix-caching false turns it off")
     config = EngineConfig()

@@ -1,12 +1,15 @@
 """argparse, with the habits LMDeploy's users have: `--a-b` is `--a_b`, and a switch may have a value.
 
-`--flag`, `--flag True`, `--flag=false` and `--no-flag` all say what they say. Errors are one line and end with 2.
+`--flag`, `--flag True`, `--flag=false` and `--no-flag` all say what they say. `--object.a.b 1` is one entry of an
+option that takes a JSON object. Errors are one line and end with 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -21,6 +24,17 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def entry(path: str, text: str) -> str:
+    """`a.b` and a value, JSON or plain text, as a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return json.dumps(value)
+
+
 class Parser(argparse.ArgumentParser):
     """One verb's arguments. `add_switch` makes a boolean option."""
 
@@ -28,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
         self.switches: set[str] = set()
+        self.objects: set[str] = set()
 
     def add_switch(self, name: str, help: str, default: bool | None = False) -> None:
         """`name` with its dashes; in the namespace it is True, False or `default`."""
@@ -40,24 +55,29 @@ class Parser(argparse.ArgumentParser):
     def normal(self, argv: list[str]) -> list[str]:
         """`argv` with dashes in option names and every switch in the form `--name=value`."""
         out: list[str] = []
-        rest = iter(range(len(argv)))
-        for i in rest:
-            word = argv[i]
+        words = deque(argv)
+        while words:
+            word = words.popleft()
             if word == "--":
-                return out + argv[i:]
-            name, equals, value = word.partition("=")
-            if not name.startswith("--"):
-                out.append(word)
-                continue
-            name = name.replace("_", "-")
-            if name in self.switches and not equals:
-                has_value = i + 1 < len(argv) and argv[i + 1].lower() in TRUE + FALSE
-                out.append(f"{name}={argv[next(rest)] if has_value else 'true'}")
-            elif f"--{name[5:]}" in self.switches and name.startswith("--no-") and not equals:
-                out.append(f"--{name[5:]}=false")
-            else:
-                out.append(name + equals + value)
+                return [*out, word, *words]
+            option = self.option(word, words) if word.startswith("--") else word
+            if option in self.switches:
+                has_value = words and words[0].lower() in TRUE + FALSE
+                option += f"={words.popleft() if has_value else 'true'}"
+            out.append(option)
         return out
+
+    def option(self, word: str, words: deque[str]) -> str:
+        """One option as argparse knows it; takes the value of a dotted one from `words`."""
+        name, equals, value = word.partition("=")
+        first, dot, path = name.partition(".")
+        first = first.replace("_", "-")
+        if dot and first in self.objects:
+            value = value if equals else words.popleft() if words else ""
+            return f"{first}={entry(path, value)}"
+        if not equals and f"--{first[5:]}" in self.switches and first.startswith("--no-"):
+            return f"--{first[5:]}=false"
+        return f"{first}{dot}{path}{equals}{value}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")

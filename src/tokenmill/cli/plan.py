@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenmill.cli.options import note, num_bytes, positive
+from tokenmill.cli.legacy import note
+from tokenmill.cli.options import num_bytes, positive
 from tokenmill.cli.parser import Parser
 from tokenmill.errors import FormatError
 
@@ -34,7 +35,8 @@ def config_of(model: str) -> Path | dict[str, Any]:
             raise FormatError(f"{path} is no JSON object: {error}") from None
     from tokenmill.api.hub import resolve_model
 
-    return resolve_model(model)
+    folder: Path = resolve_model(model)
+    return folder
 
 
 def device_bytes() -> int:

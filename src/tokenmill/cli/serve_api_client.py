@@ -8,7 +8,7 @@ import sys
 
 from tokenmill import env
 from tokenmill.cli.chat import add_terminal_flags, conversation_of, history_file
-from tokenmill.cli.options import note
+from tokenmill.cli.legacy import add_ignored, note
 from tokenmill.cli.parser import Parser
 
 
@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("url", help="address of the server, such as http://localhost:23333")
     parser.add_argument("--api-key", help="the server's key; TOKENMILL_API_KEYS is read as well")
     parser.add_argument("--model-name", help="which of the server's models; the first by default")
-    parser.add_argument("--session-id", type=int, help=argparse.SUPPRESS)
+    add_ignored(parser, {"--session-id": "the whole conversation is sent with every turn"})
     add_terminal_flags(parser)
 
 
@@ -33,8 +33,6 @@ async def chat(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.session_id is not None:
-        note("--session-id has no effect: the whole conversation is sent with every turn")
     if "://" not in args.url:
         note(f"taking http://{args.url}")
     asyncio.run(chat(args))

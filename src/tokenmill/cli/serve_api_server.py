@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from tokenmill import env
 from tokenmill.cli.engine import add_model_flags, open_engine
-from tokenmill.cli.options import add_engine_flags, note, positive
+from tokenmill.cli.legacy import Later, add_ignored, add_later, note
+from tokenmill.cli.options import add_engine_flags, positive
 from tokenmill.cli.parser import Parser
 from tokenmill.errors import ConfigError, FormatError
 
@@ -16,13 +17,20 @@ if TYPE_CHECKING:
     from tokenmill.api.contract import TextEngine
     from tokenmill.serve.http.options import ServerOptions
 
-LATER = {
-    "--proxy-url": "one address before many servers is not served yet",
-    "--allow-terminate-by-client": "the server ends on SIGTERM",
-    "--enable-abort-handling": "a client that disconnects aborts its requests",
-    "--allowed-media-domains": "images are not served yet",
+IGNORED = {
     "--qos-config-path": "quality of service is not served",
     "--max-log-len": "prompts are never logged",
+    "--cap": "chat and plain completion are both served",
+}
+IGNORED_SWITCHES = {
+    "--allow-terminate-by-client": "the server ends on SIGTERM",
+    "--enable-abort-handling": "a client that disconnects aborts its requests",
+    "--enable-metrics": "metrics are on; --disable-metrics turns them off",
+}
+NOT_SERVED = {
+    "--proxy-url": Later("one address before many servers is not served yet"),
+    "--allowed-media-domains": Later("images are not served yet", many=True),
+    "--meta-instruction": Later("send a system message, or write it into --chat-template FILE.json"),
 }
 
 
@@ -46,8 +54,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_switch("--ssl", "TLS, with the files of SSL_KEYFILE and SSL_CERTFILE")
     parser.add_switch("--disable-fastapi-docs", "no page at / and no /openapi.json")
     parser.add_switch("--disable-metrics", "no /metrics")
-    for name in LATER:
-        parser.add_argument(name, nargs="*", help=argparse.SUPPRESS)
+    add_ignored(parser, IGNORED, IGNORED_SWITCHES)
+    add_later(parser, NOT_SERVED)
     add_model_flags(parser)
     add_engine_flags(parser)
 
@@ -66,15 +74,14 @@ def keys_of(args: argparse.Namespace) -> tuple[str, ...]:
             lines = args.api_keys_file.read_text(encoding="utf-8").split()
         except OSError as error:
             raise FormatError(f"--api-keys-file {args.api_keys_file} cannot be read: {error.strerror}") from None
+    if args.api_keys:
+        note("keys on a command line stand in process listings; --api-keys-file or TOKENMILL_API_KEYS do not")
     return (*args.api_keys, *lines, *env.api_keys())
 
 
 def options_of(args: argparse.Namespace) -> ServerOptions:
     from tokenmill.serve.http.options import MIB, CorsOptions, ServerOptions, TransportLimits
 
-    for name, reason in LATER.items():
-        if getattr(args, name.lstrip("-").replace("-", "_")) is not None:
-            note(f"{name} has no effect: {reason}")
     cors = CorsOptions(
         tuple(args.allow_origins), tuple(args.allow_methods), tuple(args.allow_headers), args.allow_credentials
     )

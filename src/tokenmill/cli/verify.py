@@ -13,7 +13,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenmill.quant.export import verify
+    from tokenmill.weights.export import verify
 
     verify(args.folder)
     print(f"{args.folder} is whole")

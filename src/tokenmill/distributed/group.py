@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tokenmill import env
 from tokenmill.distributed.contract import Group as Group
 from tokenmill.errors import ConfigError, EngineDeadError
 
@@ -38,6 +39,7 @@ class TorchGroup:
         if not 0 <= rank < size:
             raise ConfigError(f"rank is {rank}; it must lie in 0..{size - 1} (tp {size})")
         self.rank, self.size = rank, size
+        env.keep_gloo_local()
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             init_method=init_method,
@@ -63,6 +65,15 @@ class TorchGroup:
         except RuntimeError as error:
             raise EngineDeadError(f"rank {self.rank} lost its peers in a gather over {self.size} ranks") from error
         return torch.cat(parts, dim)
+
+    def abort(self) -> None:
+        """Breaks off collectives under way, from any thread: a kernel that waits for a dead peer would never end.
+
+        gloo needs none of it: its connections close with the peer's process.
+        """
+        if dist.is_initialized() and dist.get_backend() == "nccl":
+            backend = dist.group.WORLD._get_backend(torch.device("cuda"))  # type: ignore[union-attr]
+            backend.abort()
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -31,8 +31,8 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
     room = 1 if stop.max_new_tokens > 0 else 0
     if count + room > capacity.max_model_tokens:
         raise RequestError(
-            f"the prompt has {count} tokens, the model's context is {capacity.max_model_tokens} tokens with the answer: "
-            f"shorten the prompt to {capacity.max_model_tokens - room} tokens",
+            f"the prompt has {count} tokens, the model's context is {capacity.max_model_tokens} tokens with the "
+            f"answer: shorten the prompt to {capacity.max_model_tokens - room} tokens",
             param="prompt",
             code="context_length_exceeded",
         )

@@ -38,7 +38,8 @@ class Score:
 
     @property
     def goal(self) -> float:
-        return GOALS[self.name]
+        goal: float = GOALS[self.name]
+        return goal
 
     def add(self, item: DemoItem, answer: Answer, keep: int) -> None:
         right = check(item, answer.text, answer.ended)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.kv.contract import KVPages, KVShape
-from tokenmill.kv.layout import SPARE_BLOCKS, flat, table_index
+from tokenmill.kv.layout import SPARE_BLOCKS, blocks, flat
 
 
 class PlainKind:
@@ -32,7 +32,8 @@ class PlainKind:
         return k, v
 
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gather(pages, table_index(tables_RB, pages.shape.block_tokens))
+        k, v = (blocks(pages.planes[name], tables_RB).float() for name in ("k", "v"))
+        return k, v
 
 
 KIND = PlainKind()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.kv.contract import KVPages, KVShape
-from tokenmill.kv.layout import SPARE_BLOCKS, flat, table_index
+from tokenmill.kv.layout import SPARE_BLOCKS, blocks, flat
 
 E4M3_MAX = 448.0
 SCALE_BYTES = 2
@@ -45,7 +45,11 @@ class Fp8Kind:
         return k, v
 
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gather(pages, table_index(tables_RB, pages.shape.block_tokens))
+        k, v = (
+            decode(blocks(pages.planes[name], tables_RB), blocks(pages.planes[f"{name}_scale"], tables_RB))
+            for name in ("k", "v")
+        )
+        return k, v
 
 
 def encode(x: Tensor) -> tuple[Tensor, Tensor]:

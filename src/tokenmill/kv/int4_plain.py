@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenmill.errors import ConfigError
 from tokenmill.kv.contract import KVPages, KVShape
-from tokenmill.kv.layout import SPARE_BLOCKS, flat, table_index
+from tokenmill.kv.layout import SPARE_BLOCKS, blocks, flat
 from tokenmill.kv.quantize import dequantize, pack4, quantize, unpack4
 
 PARAM_BYTES = 4
@@ -47,7 +47,9 @@ class Int4PlainKind:
         return self.decode(k), self.decode(v)
 
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gather(pages, table_index(tables_RB, pages.shape.block_tokens))
+        planes = {name: blocks(plane, tables_RB) for name, plane in pages.planes.items()}
+        k, v = (dequantize(unpack4(planes[name]), planes[f"{name}_params"]) for name in ("k", "v"))
+        return self.decode(k), self.decode(v)
 
     def encode(self, x: Tensor) -> Tensor:
         """What is quantized in place of x."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.kv.contract import KVPages, KVShape
-from tokenmill.kv.layout import SPARE_BLOCKS, flat, table_index
+from tokenmill.kv.layout import SPARE_BLOCKS, blocks, flat
 from tokenmill.kv.quantize import dequantize, quantize
 
 PARAM_BYTES = 4
@@ -44,7 +44,11 @@ class Int8Kind:
         return k, v
 
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gather(pages, table_index(tables_RB, pages.shape.block_tokens))
+        k, v = (
+            dequantize(blocks(pages.planes[name], tables_RB), blocks(pages.planes[f"{name}_params"], tables_RB))
+            for name in ("k", "v")
+        )
+        return k, v
 
 
 KIND = Int8Kind()

@@ -35,13 +35,6 @@ def bytes_per_block(kind: str, num_heads: int, head_dim: int, block_tokens: int,
     return block_tokens * load_kind(kind).bytes_per_token(num_heads, head_dim, itemsize)
 
 
-def table_index(tables_RB: Tensor, block_tokens: int) -> Tensor:
-    """Flat index (block * S + offset) of every token a block table can hold: int64 [R, B * S]."""
-    offsets_S = torch.arange(block_tokens, device=tables_RB.device)
-    index_RBS = tables_RB.long()[:, :, None] * block_tokens + offsets_S
-    return index_RBS.flatten(1)
-
-
 def context_index(tables_RB: Tensor, totals_R: Tensor, block_tokens: int, max_context: int) -> Tensor:
     """Flat index of each row's tokens, int64 [R, L] with L = `max_context` rounded up to whole blocks.
 
@@ -59,3 +52,10 @@ def context_index(tables_RB: Tensor, totals_R: Tensor, block_tokens: int, max_co
 def flat(plane: Tensor) -> Tensor:
     """A plane [blocks, S, ...] as [tokens, ...], sharing storage."""
     return plane.view(-1, *plane.shape[2:])
+
+
+def blocks(plane: Tensor, tables_RB: Tensor) -> Tensor:
+    """Whole blocks of a plane [blocks, S, ...] in table order: [R, B * S, ...]. One long copy a block."""
+    R, B = tables_RB.shape
+    picked = plane.flatten(1).index_select(0, tables_RB.flatten())
+    return picked.view(R, B * plane.shape[1], *plane.shape[2:])

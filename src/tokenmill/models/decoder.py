@@ -5,6 +5,7 @@ T packed tokens of all rows, D hidden, V vocabulary, R chosen positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from tokenmill.kernels.expect import expect
 from tokenmill.kernels.meta import RowMeta, Stream
 from tokenmill.kernels.ops import AttentionParts, MlpParts, Norm
 from tokenmill.kv.contract import KVPages
-from tokenmill.layers.embedding import Embedding, build_head
+from tokenmill.layers.embedding import Embedding
 from tokenmill.layers.linear import Loader
 from tokenmill.layers.rope import Rope, logn_factors
 from tokenmill.models.contract import ModelSpec
@@ -40,7 +41,7 @@ class Decoder:
         self.embedding = Embedding(loader, names.embedding, arch.vocab_size, arch.hidden_size)
         self.layers = tuple(_layer(family, arch, loader, index) for index in range(arch.num_layers))
         self.norm = Norm(loader.vector(f"{names.norm}.weight", arch.hidden_size), eps)
-        self.head = build_head(loader, names.head, self.embedding, arch.tied)
+        self.head = family.head(loader, names.head, self.embedding, arch.tied)
         # What follows each layer, which a backend may fold into the layer's end.
         self._following = (*(layer.attention.norm for layer in self.layers[1:]), self.norm)
 
@@ -70,6 +71,19 @@ class Decoder:
         stream = ops.attn_out(stream, y_TM, layer.attention, layer.mlp.norm)
         return ops.mlp_out(stream, ops.mlp_in(stream, layer.mlp), layer.mlp, following)
 
+    def stages(self, ids_T: Tensor, rows: RowMeta, caches: tuple[KVPages, ...]) -> Iterator[tuple[str, Tensor]]:
+        """What `forward` computes, stage by stage: a name and the residual behind it, at last the normed [T, D]."""
+        stream = Stream(self.embedding(ids_T))
+        yield "embedding", stream.residual_TD
+        for index, (layer, following) in enumerate(zip(self.layers, self._following, strict=True)):
+            q_THK = self.ops.attn_in(stream, layer.attention, rows, caches[index])
+            y_TM = self.ops.attend(q_THK, layer.attention, rows, caches[index])
+            stream = self.ops.attn_out(stream, y_TM, layer.attention, layer.mlp.norm)
+            yield f"layer {index} attention", stream.residual_TD
+            stream = self.ops.mlp_out(stream, self.ops.mlp_in(stream, layer.mlp), layer.mlp, following)
+            yield f"layer {index} mlp", stream.residual_TD
+        yield "final norm", self.ops.final_norm(stream, self.norm)
+
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """fp32 [R, V] of chosen positions, gathered over ranks."""
@@ -79,6 +93,6 @@ class Decoder:
 def _layer(family: Family, arch: DecoderArch, loader: Loader, index: int) -> Layer:
     prefix, names, block = family.names.layer.format(index), family.names, family.block(arch)
     return Layer(
-        block.attention.build(loader, names.attention, prefix, arch.attention, arch.norm_eps),
+        block.attention.build(loader, names.attention, prefix, arch.attention_of(index), arch.norm_eps),
         block.mlp.build(loader, names.mlp, prefix, arch.mlp, arch.norm_eps),
     )

@@ -33,7 +33,7 @@ from tokenmill.runner.slots import HostSlots, SlotTables, Stage, TableSizes
 
 @dataclass(slots=True)
 class Forwarded:
-    """A step whose forward is queued: logits fp32 [n, V] of the rows that draw, positions int32 [n], slots int64 [n]."""
+    """A step whose forward is queued: of rows that draw logits fp32 [n, V], positions int32 [n], slots int64 [n]."""
 
     logits_NV: Tensor | None
     positions_N: Tensor
@@ -62,9 +62,11 @@ class DeviceSteps:
         self._failed: BaseException | None = None
         self.layers = tuple(group.layers for group in model.spec.groups)
 
+    @torch.inference_mode()
     def capture(self, keys: list[tuple[int, int]]) -> None:
         """Captures decode graphs (CUDA only)."""
-        self.graphs = DecodeGraphs(self.decode, keys, self.tables.dummy, self.device)
+        with torch.cuda.device(self.device):
+            self.graphs = DecodeGraphs(self.decode, keys, self.tables.dummy, self.device)
 
     def forward(self, staged: Staged, buffer: Tensor) -> Forwarded:
         """Raises what an earlier step raised: after a failure the tables mean nothing."""
@@ -87,13 +89,13 @@ class DeviceSteps:
 
     def draw(self, staged: Staged, done: Forwarded, masks: tuple[Tensor, Tensor] | None) -> Drawn:
         logits = done.logits_NV
-        drew = logits is not None
-        tokens_N2 = self._sample(staged, done, logits, masks) if drew else torch.zeros(0, 2, dtype=torch.int32)
+        none = torch.zeros(0, 2, dtype=torch.int32)
+        tokens_N2 = none if logits is None else self._sample(staged, done, logits, masks)
         packed = tokens_N2.to("cpu", non_blocking=True)
         done.extras.to_host()
         ready = None
         if self.device.type == "cuda":
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         return Drawn(packed, done.extras, ready)
 
@@ -172,8 +174,9 @@ class DevicePending:
 class DeviceRunner:
     """The Runner of one process's share of a model."""
 
-    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane):
+    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane, facts: dict[str, Any] | None = None):
         self._steps, self._capacity, self._lane = steps, capacity, lane
+        self._facts = facts or {}
         self._host = HostSlots(capacity.max_rows, capacity.groups)
         self._limits = Limits(
             capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size
@@ -195,7 +198,10 @@ class DeviceRunner:
         return pending
 
     def control(self, op: str, **arguments: Any) -> Any:
-        raise ValueError(f"the runner knows no operation {op!r}; it knows none yet (sleep, wake and updates come later)")
+        """`describe`: what was decided at start (facts.py)."""
+        if op == "describe":
+            return dict(self._facts)
+        raise ValueError(f"the runner knows no operation {op!r}; it knows describe (others come later)")
 
     def close(self) -> None:
         self._lane.close()
@@ -234,8 +240,4 @@ def table_sizes(capacity: Capacity) -> TableSizes:
 
 
 def geometry(model: Model, capacity: Capacity) -> Geometry:
-    spec = model.spec
-    trained = spec.rope.max_position if spec.rope is not None else spec.max_model_tokens
-    return Geometry(
-        tuple(group.block_tokens for group in capacity.groups), model.rope, trained if spec.logn else None
-    )
+    return Geometry(tuple(group.block_tokens for group in capacity.groups), model.rope, model.logn)

@@ -1,7 +1,8 @@
-"""What rows want beside a token: log-probabilities, logits, hidden states, pooling. Rare rows, so these are looped over.
+"""What rows want beside a token: log-probabilities, logits, hidden states, pooling. Rare rows, so Python loops.
 
-Everything is of the raw distribution: before bias, penalties, temperature and filters. POOL is the final hidden state of
-the row's last token, not normalised. Logits are made `CHUNK` positions at a time, so that a long prompt's never stand whole.
+Everything is of the raw distribution: before bias, penalties, temperature and filters. POOL is the final hidden state
+of the row's last token, not normalised. Logits are made `CHUNK` positions at a time, so that a long prompt's never
+stand whole.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def gather_extras(parts: Parts, extras: list[RowExtra], hidden_TD: Tensor, model
         if extra.want & Want.PROMPT_LOGPROBS and extra.targets is not None:
             parts.add(extra.key, **_prompt_logprobs(mine, extra.targets, extra.num_top, model))
         if extra.want & Want.LOGITS:
-            parts.add(extra.key, logits=torch.cat([model.logits(part) for part in mine.split(CHUNK)]))
+            parts.add(extra.key, logits=torch.cat([model.logits(part) for part in torch.split(mine, CHUNK)]))
         if extra.want & Want.HIDDEN:
             parts.add(extra.key, hidden=mine.float())
         if extra.want & Want.POOL:
@@ -67,7 +68,7 @@ def _prompt_logprobs(hidden_TD: Tensor, targets: I32, num_top: int, model: Model
     wanted = torch.from_numpy(targets[known].astype(np.int64)).to(hidden_TD.device)
     chunks = [
         raw_logprobs(model.logits(part), ids, num_top)
-        for part, ids in zip(hidden_TD[index].split(CHUNK), wanted.split(CHUNK), strict=True)
+        for part, ids in zip(torch.split(hidden_TD[index], CHUNK), torch.split(wanted, CHUNK), strict=True)
     ]
     return _named("prompt_", *(torch.cat(column) for column in zip(*chunks, strict=True)))
 

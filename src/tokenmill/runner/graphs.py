@@ -2,7 +2,8 @@
 
 A bucket is (rows, context): every size that depends on lengths is bounded by the bucket, real lengths are device data.
 Unused rows stand on the dummy seat and write nowhere. Buckets whose reference attention would gather more than
-`GATHER_BYTES` are not captured; such steps run eager with their own bounds. Captured largest first, from one memory pool.
+`GATHER_BYTES` are not captured; such steps run eager with their own bounds. Captured largest first, from one memory
+pool.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class DecodeGraphs:
 
     def _capture(self, rows: int, context: int) -> _Captured:
         slots_R = torch.full((rows,), self._dummy, dtype=torch.int64, device=self._device)
-        side = torch.cuda.Stream(self._device)
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):

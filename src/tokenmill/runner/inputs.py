@@ -1,10 +1,11 @@
 """From a plan to what a device needs: checked arrays first (host, numpy), then tensors (device).
 
 `stage` checks a plan against the slots, moves the host's shadow forward and packs everything the step needs into one
-int32 array, so that one copy carries it. Rows are put in order: decode slots, other one-token rows, longer rows. A steady
-decode step carries its slots and nothing else; all its numbers come from the device tables.
+int32 array, so that one copy carries it. Rows are put in order: decode slots, other one-token rows, longer rows. A
+steady decode step carries its slots and nothing else; all its numbers come from the device tables.
 
-`decode_rows` and `mixed_rows` build `RowMeta` on the device without reading anything back. Shapes as in kernels/meta.py.
+`decode_rows` and `mixed_rows` build `RowMeta` on the device without reading anything back. Shapes as in
+kernels/meta.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenmill.engine.contract import I32, Row, StepPlan
-from tokenmill.kernels.meta import RowMeta
+from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, pack_changes
 from tokenmill.types import Want
 
@@ -68,7 +69,7 @@ class SampleWork:
 class Staged:
     """A step, checked and packed. `segments`: (offset, shape) in `buffer` by name.
 
-    `steady`: every row is a decode slot. num_groups etc. are bounds of this step (see RowMeta).
+    `steady`: every row is a decode slot. max_row_tokens, max_context, chunks: as in RowMeta.
     """
 
     step: int
@@ -78,6 +79,7 @@ class Staged:
     num_single: int
     max_row_tokens: int
     max_context: int
+    chunks: tuple[ChunkRow, ...]
     steady: bool
     work: SampleWork
     extras: list[RowExtra]
@@ -137,6 +139,7 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits) -> Staged:
         num_single=int((order.counts == 1).sum()),
         max_row_tokens=int(order.counts.max(initial=0)),
         max_context=int(totals.max(initial=0)),
+        chunks=_chunks(order, totals),
         steady=not rows and len(order.slots) > 0,
         work=work,
         extras=_extras(order, host),
@@ -199,6 +202,14 @@ def _check_totals(order: _Order, totals: I32, host: HostSlots, limits: Limits) -
         slot = order.slots[int(totals.argmax())]
         raise ValueError(f"slot {slot} would hold {totals.max()} tokens; the model takes {limits.max_model_tokens}")
     host.check_room(order.slots, totals)
+
+
+def _chunks(order: _Order, totals: I32) -> tuple[ChunkRow, ...]:
+    """Rows of more than one token, which stand last, so that attention need not pad the others to their length."""
+    return tuple(
+        ChunkRow(int(i), int(order.firsts[i]), int(order.counts[i]), int(totals[i]))
+        for i in np.flatnonzero(order.counts > 1)
+    )
 
 
 def _pack_mixed(packer: Packer, order: _Order) -> None:
@@ -284,14 +295,11 @@ def _extras(order: _Order, host: HostSlots) -> list[RowExtra]:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What building rows needs beside tables: tokens per block by group, and the model's rotation.
-
-    logn_from: trained length past which queries are scaled (None: never).
-    """
+    """What building rows needs beside tables: tokens per block by group, and the model's rotation and LogN factors."""
 
     block_tokens: tuple[int, ...]
     rope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    logn_from: int | None
+    logn: Callable[[Tensor], Tensor | None]
 
 
 def decode_rows(tables: SlotTables, slots_R: Tensor, geometry: Geometry, max_context: int) -> tuple[Tensor, RowMeta]:
@@ -307,7 +315,9 @@ def decode_rows(tables: SlotTables, slots_R: Tensor, geometry: Geometry, max_con
     return tables.last[slots_R], meta
 
 
-def mixed_rows(tables: SlotTables, part: dict[str, Tensor], staged: Staged, geometry: Geometry) -> tuple[Tensor, RowMeta]:
+def mixed_rows(
+    tables: SlotTables, part: dict[str, Tensor], staged: Staged, geometry: Geometry
+) -> tuple[Tensor, RowMeta]:
     """ids and rows of any step, exactly as long as it is (no padding)."""
     slots_R, rows_T = part["slots"].long(), part["rows"]
     given = part["starts"]
@@ -316,14 +326,16 @@ def mixed_rows(tables: SlotTables, part: dict[str, Tensor], staged: Staged, geom
     offsets = torch.arange(len(rows_T), dtype=torch.int32, device=rows_T.device) - part["firsts"][rows_long]
     flat = _Flat(slots_R, rows_T, starts[rows_long] + offsets, starts + part["counts"], None)
     single = torch.full((1,), staged.num_single, dtype=torch.int32, device=rows_T.device)
-    bounds = _Bounds(part["firsts"], single, staged.max_row_tokens, staged.max_context, staged.max_row_tokens == 1)
+    all_single = staged.max_row_tokens == 1
+    chunks = None if all_single else staged.chunks
+    bounds = _Bounds(part["firsts"], single, staged.max_row_tokens, staged.max_context, all_single, chunks)
     ids = torch.where(part["ids"] >= 0, part["ids"].long(), tables.last[slots_R][rows_long])
     return ids, _meta(tables, flat, geometry, bounds)
 
 
 @dataclass(slots=True)
 class _Flat:
-    """Rows and their tokens: slots int64 [R], rows and positions int32 [T], totals int32 [R]; valid bool [T] or None."""
+    """Rows and tokens: slots int64 [R], rows and positions int32 [T], totals int32 [R]; valid bool [T] or None."""
 
     slots_R: Tensor
     rows_T: Tensor
@@ -339,6 +351,7 @@ class _Bounds:
     max_row_tokens: int
     max_context: int
     all_single: bool
+    chunks: tuple[ChunkRow, ...] | None = None
 
 
 def _meta(tables: SlotTables, flat: _Flat, geometry: Geometry, bounds: _Bounds) -> RowMeta:
@@ -359,10 +372,11 @@ def _meta(tables: SlotTables, flat: _Flat, geometry: Geometry, bounds: _Bounds) 
         num_single=bounds.num_single,
         cos_TK=cos,
         sin_TK=sin,
-        logn_T=_logn(flat.positions_T, geometry.logn_from),
+        logn_T=geometry.logn(flat.positions_T),
         max_row_tokens=bounds.max_row_tokens,
         max_context=bounds.max_context,
         all_single=bounds.all_single,
+        chunks=bounds.chunks,
     )
 
 
@@ -375,9 +389,3 @@ def _places(table: Tensor, size: int, slots_T: Tensor, flat: _Flat, max_context:
         writes = torch.where(flat.valid_T, writes, -1)
     return table[flat.slots_R, :width], writes
 
-
-def _logn(positions_T: Tensor, trained: int | None) -> Tensor | None:
-    """log(p) / log(trained) for 1-based positions p past the trained length, else 1."""
-    if trained is None:
-        return None
-    return ((positions_T + 1).float().log() / float(np.log(trained))).clamp(min=1.0)

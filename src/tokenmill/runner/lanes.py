@@ -1,8 +1,8 @@
 """Where steps are carried out, in order: in the caller's thread on CUDA, in one worker thread on CPU.
 
-On CUDA a launch returns at once and the stream is the queue. On CPU the worker thread stands for the stream: `run` returns
-while the step computes (torch lets go of the interpreter inside its operators), so the engine publishes the step before
-it without waiting for this one. Computing inside `run` would hold back every token by a whole step.
+On CUDA a launch returns at once and the stream is the queue. On CPU the worker thread stands for the stream: `run`
+returns while the step computes (torch lets go of the interpreter inside its operators), so the engine publishes the
+step before it without waiting for this one. Computing inside `run` would hold back every token by a whole step.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class CudaLane:
         pinned = self._ring[at][: array.size].view(array.shape)
         pinned.numpy()[...] = array
         there = pinned.to(self._device, non_blocking=True)
-        copied = copied or torch.cuda.Event()
+        copied = copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         self._copied[at] = copied
         return there

@@ -1,10 +1,11 @@
 """Where a device's memory goes: three arenas (weights, KV, workspace), sized from the configuration and what is free.
 
 Weights are what was loaded, workspace is estimated in `plan.py`, the KV cache takes its share of the rest (or the bytes
-or blocks that the configuration names). On CPU the cache is also bounded by what all rows at full length could use, since
-the memory is the user's, too.
+or blocks that the configuration names). On CPU the cache is also bounded by what all rows at full length could use,
+since the memory is the user's, too.
 
-Errors: CapacityError where one sequence of the length asked for does not fit; it names the flag and the value that would.
+Errors: CapacityError where one sequence of the length asked for does not fit; it names the flag and the value that
+would.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -147,3 +149,30 @@ def arenas(weights: int, groups: tuple[KVGroup, ...], spec: ModelSpec, config: E
     work = workspace_bytes(spec, config.scheduler.max_rows or 1, config.scheduler.max_step_tokens or 1)
     kv = sum(g.num_blocks * g.bytes_per_block for g in groups)
     return Arenas(weights, kv, work, groups[0].num_blocks * groups[0].block_tokens)
+
+
+def resident_bytes(model: object) -> int:
+    """Bytes of every tensor that a model holds, each storage once: what the weights really take."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    stack: list[Any] = [model]
+    while stack:
+        item = stack.pop()
+        if id(item) in seen or isinstance(item, (str, bytes, int, float, type)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        else:
+            stack.extend(_members(item))
+    return sum(storages.values())
+
+
+def _members(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return list(item.values())
+    if isinstance(item, (tuple, list)):
+        return list(item)
+    slots = [name for kind in type(item).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*vars(item).values()] if hasattr(item, "__dict__") else [getattr(item, n, None) for n in slots]

@@ -1,8 +1,9 @@
 """Random numbers that depend on (seed, position, token) and on nothing else: not on the batch, the slot or the device.
 
-A key of 64 bits is mixed from the row's seed and position (the finalizer of SplitMix64, Steele et al. 2014); every token
-of the vocabulary then gets 31 bits from a 32-bit integer hash (multiply and xor-shift, after C. Wellons' low-bias search)
-into which both halves of the key enter at different rounds. Integer arithmetic wraps alike on CPU and CUDA.
+A key of 64 bits is mixed from the row's seed and position (the finalizer of SplitMix64, Steele et al. 2014); every
+token of the vocabulary then gets 31 bits from a 32-bit integer hash (multiply and xor-shift, after C. Wellons' low-
+bias search) into which both halves of the key enter at different rounds. Integer arithmetic wraps alike on CPU and
+CUDA.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ LINEAR_BYTES = {"fp16": 2.0, "w8": 1.0, "fp8": 1.0, "w4": 0.5 + 2.5 / 128}
 OTHER_BYTES = 2.0
 # What a CUDA context and its libraries take before the first tensor.
 DEVICE_BASE_BYTES = 512 << 20
-# Widest tensors alive at once in a decoder block, in units of the hidden size (gate and up, activation, residual, norm).
+# Widest tensors alive at once in a decoder block, in units of the hidden size (gate and up, activation, residual,
+# norm).
 BLOCK_WIDTHS = 16
 MOST_FRAC = 0.98
 
@@ -85,13 +86,15 @@ def memory_plan(
 ) -> MemoryPlan:
     """Every weight format with every KV kind.
 
-    kv_bytes: K and V of one token and layer by KV kind, of this rank's heads. weight_bytes: by name, replaces the formats
-    (at start, the weights that were loaded).
+    kv_bytes: K and V of one token and layer by KV kind, of this rank's heads. weight_bytes: by name, replaces the
+    formats (at start, the weights that were loaded).
     """
     known = dict(weight_bytes) if weight_bytes else {f: weights_bytes(spec, f, request.tp) for f in LINEAR_BYTES}
     work = workspace_bytes(spec, request.max_rows, request.max_step_tokens)
-    rows = [_row(spec, name, size, kv, per_layer, work, request)
-            for name, size in known.items() for kv, per_layer in kv_bytes.items()]
+    rows = [
+        _row(_Pair(name, size, kv, per_layer), spec, work, request)
+        for name, size in known.items() for kv, per_layer in kv_bytes.items()
+    ]
     return MemoryPlan(request, work, tuple(rows))
 
 
@@ -118,9 +121,10 @@ def require_tokens(tokens: int, needed: int, token_bytes: int, free_bytes: int, 
     if tokens >= needed:
         return
     least = _least_frac(needed * token_bytes, free_bytes)
+    shorter = max(0, kv_tokens(free_bytes, MOST_FRAC, token_bytes))
     fix = (
         f"use --cache-max-entry-count {least:.2f}" if least is not None
-        else f"use --session-len {max(0, kv_tokens(free_bytes, MOST_FRAC, token_bytes))} or a smaller --quant-policy kind"
+        else f"use --session-len {shorter} or a smaller --quant-policy kind"
     )
     raise CapacityError(
         f"the KV cache holds {tokens} tokens ({_gib(int(free_bytes * frac))} of {_gib(free_bytes)} free, "
@@ -128,15 +132,23 @@ def require_tokens(tokens: int, needed: int, token_bytes: int, free_bytes: int, 
     )
 
 
-def _row(
-    spec: ModelSpec, weights: str, size: int, kv: str, per_layer: int, work: int, request: PlanRequest
-) -> PlanRow:
-    token_bytes = per_layer * spec.num_layers
-    free = request.memory_bytes - DEVICE_BASE_BYTES - size - work
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A weight format and a KV kind: bytes of all weights, and of one token's K and V in one layer."""
+
+    weights: str
+    weight_bytes: int
+    kv: str
+    layer_token_bytes: int
+
+
+def _row(pair: _Pair, spec: ModelSpec, work: int, request: PlanRequest) -> PlanRow:
+    token_bytes = pair.layer_token_bytes * spec.num_layers
+    free = request.memory_bytes - DEVICE_BASE_BYTES - pair.weight_bytes - work
     tokens = kv_tokens(free, request.memory_frac, token_bytes)
     verdicts = tuple(_verdict(request, context, token_bytes, free) for context in request.contexts)
     return PlanRow(
-        weights, kv, size, token_bytes, tokens, min(tokens, spec.max_model_tokens),
+        pair.weights, pair.kv, pair.weight_bytes, token_bytes, tokens, min(tokens, spec.max_model_tokens),
         {c: tokens // c for c in request.contexts}, verdicts,
     )
 

@@ -43,6 +43,13 @@ class FolderSource:
         except FormatError as error:
             raise FormatError(f"{safe(name, 200)}: {error}") from error
 
+    def quantized(self, name: str) -> tuple[str, ...]:
+        """Suffixes of the tensors that make `name` a quantized linear; () where it is plain or nothing."""
+        scheme = self.scheme.at(name)
+        if scheme is None or scheme.format == "dense":
+            return ()
+        return self._present(name, load_format(scheme.format).suffixes(scheme))
+
     def _claim(self, name: str) -> tuple[Scheme, tuple[str, ...]]:
         """The scheme whose tensors lie at this name, and their suffixes: what was announced first, then plain."""
         announced = self.scheme.at(name)

@@ -1,7 +1,8 @@
 """The connection: uvicorn's h11 protocol with a clock on what a peer may delay.
 
-A header block must be complete `header_s` after its first byte (or the connection's start), and a reader that leaves
-more than `write_buffer_bytes` untaken for `write_stall_s` is cut off, which the application sees as a disconnect.
+A header block must be complete `header_s` after its first byte (or the connection's start); so must the rest of a body
+whose request was answered already. A reader that leaves more than `write_buffer_bytes` untaken for `write_stall_s` is
+cut off, which the application sees as a disconnect.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class TimedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, **loop)
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -45,8 +47,14 @@ class TimedProtocol(H11Protocol):
         else:
             _cancel(self._header_timer)
             self._header_timer = None
+        if self.conn.their_state is not h11.SEND_BODY:
+            _cancel(self._rest_timer)
+            self._rest_timer = None
 
     def on_response_complete(self) -> None:
+        if self.conn.their_state is h11.SEND_BODY and self._rest_timer is None:
+            # Not at once: a client that is still sending would lose the answer to a reset.
+            self._rest_timer = self.loop.call_later(self.transport_limits.header_s, self.transport.close)
         super().on_response_complete()
         # Idle between requests is uvicorn's keep-alive timer; ours starts with the next request's first byte.
         if self.conn.their_state is not h11.IDLE:
@@ -58,6 +66,8 @@ class TimedProtocol(H11Protocol):
         self._header_timer = None
         _cancel(self._stall_timer)
         self._stall_timer = None
+        _cancel(self._rest_timer)
+        self._rest_timer = None
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

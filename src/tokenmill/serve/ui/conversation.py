@@ -42,11 +42,12 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of an answer. The last one has `finish`: stop, length, abort."""
+    """A piece of an answer. The last one has `finish`: stop, length, abort. `echo` is shown and is no part of it."""
 
     text: str = ""
     finish: str | None = None
     completion_tokens: int = 0
+    echo: str = ""
 
 
 class Talk(Protocol):
@@ -103,6 +104,12 @@ def parse_setting(name: str, text: str) -> int | float | None:
     return value
 
 
+def with_setting(settings: Settings, name: str, text: str) -> Settings:
+    """The settings with one of them as typed. Raises RequestError with the bounds."""
+    changes: dict[str, Any] = {name: parse_setting(name, text)}
+    return replace(settings, **changes)
+
+
 def _help(_: Conversation, __: str) -> list[str]:
     return [
         "exit                  leave",
@@ -126,8 +133,7 @@ def _reset(talk: Conversation, _: str) -> list[str]:
 def _set(talk: Conversation, rest: str) -> list[str]:
     words = rest.replace("=", " ").split()
     if len(words) == 2:
-        name = words[0].replace("-", "_")
-        talk.settings = replace(talk.settings, **{name: parse_setting(name, words[1])})
+        talk.settings = with_setting(talk.settings, words[0].replace("-", "_"), words[1])
     elif words:
         raise RequestError("write /set NAME VALUE, for example /set temperature 0.2")
     return [f"{f.name:<20} {getattr(talk.settings, f.name)}" for f in fields(talk.settings)]

@@ -26,14 +26,28 @@ def sampling(settings: Settings) -> Sampling:
     )
 
 
+def new_part(rendered: str, messages: tuple[Message, ...]) -> str:
+    """What this turn adds to a rendered conversation: all of it at first, later only what follows the last answer."""
+    answered = [str(m["content"]) for m in messages if m["role"] == "assistant"]
+    if not answered or answered[-1] not in rendered:
+        return rendered
+    rest = rendered[rendered.rindex(answered[-1]) + len(answered[-1]) :]
+    # The answer's own end (`<eoa>`) closes the turn before.
+    end, line_break, turn = rest.partition("\n")
+    return turn if line_break and str(messages[-1]["content"]) not in end else rest
+
+
 class EngineTalk:
     """Answers of a text engine in this program."""
 
-    def __init__(self, engine: TextEngine):
+    def __init__(self, engine: TextEngine, shows_prompt: bool = False):
         self.name = engine.name
         self._engine = engine
+        self._shows_prompt = shows_prompt
 
     async def answer(self, messages: tuple[Message, ...], settings: Settings) -> AsyncIterator[Piece]:
+        if self._shows_prompt:
+            yield Piece(echo=new_part(await self._engine.codec.render(messages), messages))
         request = TextRequest(
             id=uuid.uuid4().hex,
             prompt=messages,

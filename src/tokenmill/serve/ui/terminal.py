@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from tokenmill.errors import TokenmillError
-from tokenmill.serve.ui.clean import Cleaner
+from tokenmill.serve.ui.clean import Cleaner, clean
 from tokenmill.serve.ui.conversation import Conversation, Talk, run_command
 
 PROMPT = "double enter to end input >>> "
@@ -96,7 +96,10 @@ class PromptReader:
         if history is not None:
             history.parent.mkdir(parents=True, exist_ok=True)
         kept = FileHistory(str(history)) if history is not None else InMemoryHistory()
-        self._session: PromptSession[str] = PromptSession(PROMPT, multiline=True, key_bindings=keys, history=kept)
+        # Further lines begin at the left, as those of plain input do.
+        self._session: PromptSession[str] = PromptSession(
+            PROMPT, multiline=True, prompt_continuation="", key_bindings=keys, history=kept
+        )
 
     async def read(self) -> str | None:
         try:
@@ -174,7 +177,7 @@ class Terminal:
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 said.append(piece.text)
-                self._write(cleaner.feed(piece.text))
+                self._write(clean(piece.echo) + cleaner.feed(piece.text))
                 tokens = piece.completion_tokens or tokens
                 if piece.finish == "length" and tokens == 0:
                     self._write(FULL)

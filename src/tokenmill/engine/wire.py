@@ -1,0 +1,186 @@
+"""What passes between a client and an engine in its own process: msgpack records in frames, one frame per step.
+
+A frame is a little-endian uint32 (bytes that follow) and one record. Records are typed on both sides; what does not fit
+its type is refused (`WireError`) and nothing is ever unpickled or evaluated. Arrays travel as their bytes; those among
+a step's extras as msgpack extensions: code = place in `DTYPES`, data = number of axes, axes (uint32), values.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill import errors
+from tokenmill.config import EngineConfig
+from tokenmill.engine.contract import Stats, StepOutputs
+from tokenmill.types import Request
+
+LENGTH = struct.Struct("<I")
+MOST_FRAME_BYTES = 1 << 30
+DTYPES = tuple(np.dtype(name) for name in ("<f4", "<i4", "<i8", "|i1", "<f8"))
+RAISED_AGAIN = (errors.ConfigError, errors.FormatError, errors.CapacityError, errors.EngineDeadError)
+
+
+class WireError(Exception):
+    """Bytes that are no record of ours: the two sides do not run the same program."""
+
+
+# ---- to the engine
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
+    """The first record. `factory` and `grammars` are "module:function" (grammars may be empty)."""
+
+    factory: str
+    config: EngineConfig
+    grammars: str
+    log_level: str
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
+    handle: int
+    request: Request
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    handle: int
+
+
+class AskStats(msgspec.Struct, frozen=True, array_like=True, tag="ask_stats"):
+    number: int
+
+
+class Close(msgspec.Struct, frozen=True, array_like=True, tag="close"):
+    pass
+
+
+# ---- from the engine
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """`about`: what the runner says of itself, plain values."""
+
+    about: dict[str, Any]
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """The engine could not start: the error's class (one of errors.py, else empty) and its line for the user."""
+
+    kind: str
+    text: str
+
+
+class Outputs(msgspec.Struct, frozen=True, array_like=True, tag="outputs"):
+    """StepOutputs; its arrays as bytes of the dtypes named in the contract."""
+
+    handles: bytes
+    counts: bytes
+    tokens: bytes
+    finishes: bytes
+    extras: dict[int, dict[str, Any]]
+
+
+class TellStats(msgspec.Struct, frozen=True, array_like=True, tag="tell_stats"):
+    number: int
+    stats: Stats
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
+    """The loop is over; `failure` is empty where it was closed."""
+
+    failure: str
+
+
+ToEngine = Start | Submit | Abort | AskStats | Close
+FromEngine = Ready | Failed | Outputs | TellStats | Ended
+
+
+def _array_out(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, np.ndarray):
+        raise NotImplementedError(f"a {type(value).__name__} does not travel")
+    if value.dtype not in DTYPES:
+        raise NotImplementedError(f"an array of {value.dtype} does not travel")
+    head = struct.pack(f"<B{value.ndim}I", value.ndim, *value.shape)
+    return msgspec.msgpack.Ext(DTYPES.index(value.dtype), head + value.tobytes())
+
+
+def _array_in(code: int, data: memoryview) -> NDArray[np.generic]:
+    if not 0 <= code < len(DTYPES):
+        raise WireError(f"array type {code} is unknown")
+    axes = data[0]
+    shape = struct.unpack_from(f"<{axes}I", data, 1)
+    # A copy, so that an array does not keep its whole frame alive.
+    return np.frombuffer(data, DTYPES[code], offset=1 + 4 * axes).reshape(shape).copy()
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_array_out)
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_from_engine = msgspec.msgpack.Decoder(FromEngine, ext_hook=_array_in)
+
+
+def pack(record: ToEngine | FromEngine) -> bytes:
+    """A whole frame."""
+    body = _encoder.encode(record)
+    if len(body) > MOST_FRAME_BYTES:
+        raise WireError(f"a record of {len(body)} bytes; the limit is {MOST_FRAME_BYTES}")
+    return LENGTH.pack(len(body)) + body
+
+
+def body_length(head: bytes) -> int:
+    """How many bytes follow a frame's head."""
+    (length,) = LENGTH.unpack(head)
+    if length > MOST_FRAME_BYTES:
+        raise WireError(f"a frame of {length} bytes; the limit is {MOST_FRAME_BYTES}")
+    return int(length)
+
+
+def read_to_engine(body: bytes) -> ToEngine:
+    try:
+        record: ToEngine = _to_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a record for the engine: {error}") from error
+    return record
+
+
+def read_from_engine(body: bytes) -> FromEngine:
+    try:
+        record: FromEngine = _from_engine.decode(body)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not a record of the engine: {error}") from error
+    return record
+
+
+def outputs_record(step: StepOutputs) -> Outputs:
+    return Outputs(
+        step.handles.tobytes(), step.counts.tobytes(), step.tokens.tobytes(), step.finishes.tobytes(), step.extras
+    )
+
+
+def step_outputs(record: Outputs) -> StepOutputs:
+    return StepOutputs(
+        np.frombuffer(record.handles, np.int64),
+        np.frombuffer(record.counts, np.int32),
+        np.frombuffer(record.tokens, np.int32),
+        np.frombuffer(record.finishes, np.int8),
+        record.extras,
+    )
+
+
+def failed_record(error: BaseException) -> Failed:
+    if isinstance(error, RAISED_AGAIN):
+        return Failed(type(error).__name__, str(error))
+    return Failed("", f"{type(error).__name__}: {error}")
+
+
+def failure(record: Failed) -> errors.TokenmillError:
+    """The error that the child could not start by, as the parent raises it."""
+    for kind in RAISED_AGAIN:
+        if kind.__name__ == record.kind:
+            return kind(record.text)
+    return errors.EngineDeadError(f"the engine could not start: {record.text}")

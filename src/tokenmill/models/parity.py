@@ -1,0 +1,129 @@
+"""Compares a model with transformers, stage by stage, in fp32 on the CPU, and names the first stage that differs.
+
+The same random prompt goes through both. Stages are the embedding, the residual behind each layer's attention and MLP,
+the final norm and the logits; then the logits once more, computed in chunks over the paged cache. A stage agrees where
+its largest difference is at most `LIMIT` of the reference's size (root mean square, at least 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenmill.config import ModelConfig
+from tokenmill.models.build import ModelBuild, build_model
+from tokenmill.models.decoder import Decoder
+from tokenmill.models.solo import Solo
+from tokenmill.models.twin import load_twin
+
+LIMIT = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What is compared: a prompt of `tokens` random ids, and once more in chunks of `chunk` tokens.
+
+    `backends`: kernel backends in order; None is what the device uses, () the reference alone.
+    """
+
+    tokens: int = 64
+    seed: int = 0
+    chunk: int = 7
+    config: ModelConfig = ModelConfig()
+    backends: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageParity:
+    """One stage: its largest difference, and the reference's root mean square."""
+
+    name: str
+    difference: float
+    size: float
+
+    @property
+    def ok(self) -> bool:
+        """False for NaN, too."""
+        return self.difference <= LIMIT * max(1.0, self.size)
+
+    def __str__(self) -> str:
+        mark = "ok" if self.ok else "DIFFERS"
+        return f"{self.name:<24} {self.difference:10.3e} {self.size:10.3e}  {mark}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """All stages in order. `ok`: every one agrees."""
+
+    model: str
+    tokens: int
+    stages: tuple[StageParity, ...]
+
+    @property
+    def first_difference(self) -> str | None:
+        return next((stage.name for stage in self.stages if not stage.ok), None)
+
+    @property
+    def ok(self) -> bool:
+        return self.first_difference is None
+
+    def __str__(self) -> str:
+        head = f"{self.model}, {self.tokens} random tokens, fp32 on the CPU, against transformers"
+        columns = f"{'stage':<24} {'difference':>10} {'size':>10}"
+        verdict = "every stage agrees" if self.ok else f"the first stage that differs: {self.first_difference}"
+        return "\n".join([head, columns, *map(str, self.stages), f"{verdict} (limit {LIMIT:g} of a stage's size)"])
+
+
+def check_parity(folder: str | Path, probe: Probe = Probe()) -> ParityReport:
+    """Runs both models on one prompt. Raises ConfigError and FormatError as loading does."""
+    model = build_model(folder, ModelBuild(config=probe.config, backends=probe.backends))
+    tokens = min(probe.tokens, model.spec.max_model_tokens)
+    draw = torch.Generator().manual_seed(probe.seed)
+    ids_T = torch.randint(0, model.spec.vocab_size, (tokens,), generator=draw)
+    # Theirs second and consumed at once: both models are resident, their activations only as far as compared.
+    theirs = twin_stages(load_twin(folder, probe.config), ids_T)
+    ours = list(own_stages(model, ids_T, probe.chunk))
+    return ParityReport(Path(folder).name, tokens, tuple(_compare(name, x, theirs[name]) for name, x in ours))
+
+
+@torch.inference_mode()
+def own_stages(model: Decoder, ids_T: Tensor, chunk: int) -> Iterator[tuple[str, Tensor]]:
+    solo = Solo(model, len(ids_T))
+    hidden_TD = torch.empty(0)
+    for name, hidden_TD in model.stages(ids_T, solo.rows(len(ids_T)), solo.caches):
+        yield name, hidden_TD
+    yield "logits", model.logits(hidden_TD)
+    yield "logits in chunks", Solo(model, len(ids_T)).logits(ids_T, chunk)
+
+
+@torch.inference_mode()
+def twin_stages(twin: Any, ids_T: Tensor) -> dict[str, Tensor]:
+    """The same stages of a transformers decoder, caught on their way through its modules."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, value: Any) -> None:
+        seen[name] = (value[0] if isinstance(value, tuple) else value)[0].float()
+
+    def watch_input(module: Any, name: str) -> None:
+        module.register_forward_pre_hook(lambda _, arguments: keep(name, arguments[0]))
+
+    def watch_output(module: Any, name: str) -> None:
+        module.register_forward_hook(lambda _, __, value: keep(name, value))
+
+    watch_output(twin.get_input_embeddings(), "embedding")
+    for index, layer in enumerate(twin.model.layers):
+        watch_input(layer.post_attention_layernorm, f"layer {index} attention")
+        watch_output(layer, f"layer {index} mlp")
+    watch_output(twin.model.norm, "final norm")
+    logits = twin(ids_T[None]).logits[0].float()
+    return {**seen, "logits": logits, "logits in chunks": logits}
+
+
+def _compare(name: str, ours: Tensor, theirs: Tensor) -> StageParity:
+    size = float(theirs.square().mean().sqrt())
+    return StageParity(name, float((ours.float() - theirs).abs().max()), size)

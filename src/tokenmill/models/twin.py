@@ -1,0 +1,71 @@
+"""A checkpoint as a transformers model in fp32 on the CPU: the independent reference of parity checks.
+
+Weights are read by name and dequantized, so that a quantized folder is compared with the plain model it stands for. No
+code of the checkpoint's author runs: families that transformers lacks say in `FAMILY.twin` what it has instead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenmill.config import ModelConfig
+from tokenmill.errors import ConfigError, FormatError
+from tokenmill.models.family import DecoderArch, Family
+from tokenmill.models.spec import layer_linears, layer_vectors, read_arch, read_config
+from tokenmill.weights.contract import Source
+from tokenmill.weights.source import open_source
+
+# Rotations that transformers' Llama does not compute.
+UNKNOWN_ROPES = ("qwen", "none")
+
+
+def load_twin(folder: str | Path, config: ModelConfig = ModelConfig()) -> Any:
+    """transformers' model with this folder's weights, ready to run. Raises ConfigError where there is none."""
+    family, arch = read_arch(folder, config)
+    if arch.rope.kind in UNKNOWN_ROPES or arch.logn_tokens is not None:
+        raise ConfigError(
+            f"transformers has no class for {family.name} with rope {arch.rope.kind!r}"
+            f"{' and LogN attention' if arch.logn_tokens is not None else ''}: nothing to compare with"
+        )
+    raw = read_config(folder, config)
+    tensors = plain_tensors(family, arch, open_source(folder))
+    if family.twin is not None:
+        tensors, raw = family.twin.tensors(tensors, raw), family.twin.config(raw)
+    return build_twin(raw, tensors)
+
+
+def build_twin(raw: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """A transformers causal model of a config and its tensors by name; every name must be met."""
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise ConfigError("comparing with transformers needs it: pip install 'tokenmill[lite]'") from error
+    keys = {key: value for key, value in raw.items() if key not in ("model_type", "quantization_config", "auto_map")}
+    config = AutoConfig.for_model(raw["model_type"], **{**keys, "attn_implementation": "eager"})
+    # transformers' typing differs between releases.
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32).eval()
+    absent, unknown = model.load_state_dict(tensors, strict=False, assign=False)
+    absent = [name for name in absent if not (config.tie_word_embeddings and name == "lm_head.weight")]
+    if absent or unknown:
+        raise FormatError(f"transformers misses {absent[:4]} and does not know {unknown[:4]} in this checkpoint")
+    return model
+
+
+def plain_tensors(family: Family, arch: DecoderArch, source: Source) -> dict[str, Tensor]:
+    """Every tensor the model uses by its name on disk, fp32, quantized linears dequantized."""
+    names = family.names
+    tensors = {name: source.tensor(name) for name in (f"{names.embedding}.weight", f"{names.norm}.weight")}
+    if not arch.tied:
+        tensors[f"{names.head}.weight"] = source.weight(names.head).dequantize()
+    for index in range(arch.num_layers):
+        prefix = names.layer.format(index)
+        for name in layer_linears(family, arch):
+            tensors[f"{prefix}{name}.weight"] = source.weight(prefix + name).dequantize()
+        for name in layer_vectors(family, arch):
+            tensors[prefix + name] = source.tensor(prefix + name)
+    return {name: value.float() for name, value in tensors.items()}

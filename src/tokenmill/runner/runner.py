@@ -1,0 +1,141 @@
+"""From a configuration to a Runner: `make_runner` reads, resolves, loads, sizes, allocates and captures, in that order.
+
+`config.model.path` is already a local folder. What was decided is told by `control("describe")` (see `facts.py`). With
+tp > 1 this process is rank 0: it starts the other ranks (`ranks.py`), and every rank builds its share by `build_share`.
+
+Errors: FormatError (files), ConfigError (what is not served, no such device), CapacityError (names the flag that fits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from tokenmill import config as settings
+from tokenmill.config import EngineConfig, ModelFacts
+from tokenmill.distributed.contract import Group
+from tokenmill.distributed.group import NullGroup
+from tokenmill.distributed.launch import Seat
+from tokenmill.engine.contract import Capacity, KVGroup, Runner
+from tokenmill.errors import CapacityError, ConfigError
+from tokenmill.kv.layout import load_kind
+from tokenmill.models.build import ModelBuild, build_model
+from tokenmill.models.contract import ModelSpec
+from tokenmill.models.decoder import Decoder
+from tokenmill.models.spec import read_spec
+from tokenmill.runner import graphs, memory
+from tokenmill.runner.device import DeviceRunner, DeviceSteps
+from tokenmill.runner.facts import Phases, describe
+from tokenmill.runner.lanes import make_lane
+from tokenmill.runner.memory import DTYPES, CacheNeed
+from tokenmill.runner.place import device_facts, pick_device
+from tokenmill.runner.plan import GIB, workspace_bytes
+from tokenmill.runner.ranks import lead, serve_rank
+
+# Reference attention holds the scores of a whole chunk; longer steps gain nothing and cost gigabytes.
+REFERENCE_STEP_TOKENS = 2048
+
+
+def make_runner(config: EngineConfig) -> Runner:
+    """The Runner of `config`, ready for its first plan."""
+    settings.validate(config)
+    ranks = config.parallel.tp
+    # Refused before other processes are started.
+    device, *_ = [pick_device(config, rank) for rank in range(ranks)]
+    check_ranks(read_spec(config.model.path, config.model), ranks)
+    if ranks == 1:
+        return build_share(config, device, NullGroup())
+    return lead(config, device, build_share)
+
+
+def follow(seat: Seat) -> None:
+    """A rank that is not 0, in its own process."""
+    serve_rank(seat, pick_device(seat.config, seat.rank), build_share)
+
+
+def build_share(config: EngineConfig, device: torch.device, group: Group) -> DeviceRunner:
+    """One rank's Runner. Every rank of the group calls it with the same configuration."""
+    phases = Phases()
+    spec = read_spec(config.model.path, replace(config.model, max_model_tokens=None))
+    config = resolve(config, spec, device)
+    model = load(config, device, group)
+    phases.end("weights")
+    groups, config, need = size_cache(config, spec, device, group)
+    caches = memory.allocate(need, groups, device)
+    phases.end("cache")
+    capacity = make_capacity(config, spec, groups)
+    steps = DeviceSteps(model, capacity, caches, device)
+    if device.type == "cuda" and not config.kernels.eager:
+        steps.capture(capture_keys(config, need, model))
+    phases.end("graphs")
+    told = describe(config, need, groups, memory.resident_bytes(model), phases)
+    return DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads), told)
+
+
+def resolve(config: EngineConfig, spec: ModelSpec, device: torch.device) -> EngineConfig:
+    """The configuration that will run; a chunk is kept short where attention is the reference's."""
+    facts = ModelFacts(spec.max_model_tokens, spec.dtype, spec.vocab_size)
+    resolved = settings.resolve(config, facts, device_facts(device))
+    if config.scheduler.max_step_tokens is None and device.type == "cuda":
+        tokens = max(REFERENCE_STEP_TOKENS, resolved.scheduler.max_rows or 1)
+        resolved = replace(resolved, scheduler=replace(resolved.scheduler, max_step_tokens=tokens))
+    return resolved
+
+
+def check_ranks(spec: ModelSpec, ranks: int) -> None:
+    """Every rank must get whole query heads, and kv heads must divide or be divided."""
+    heads, kv_heads = spec.num_heads, spec.num_kv_heads
+    if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        fits = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+        raise ConfigError(
+            f"tp is {ranks}, which cannot share out {heads} heads and {kv_heads} kv heads: use --tp with one of "
+            f"{', '.join(map(str, fits))}"
+        )
+
+
+def load(config: EngineConfig, device: torch.device, group: Group) -> Decoder:
+    """The model's share of this rank, on its device."""
+    build = ModelBuild(device, DTYPES[config.model.dtype], group, config.model, config.cache.kv)
+    try:
+        return build_model(config.model.path, build)
+    except torch.OutOfMemoryError as error:
+        total = (config.parallel.tp, device)
+        raise CapacityError(
+            f"the weights do not fit on {total[1]} with --tp {total[0]} "
+            f"({memory.free_bytes(device) / GIB:.2f} GiB are free): use a larger --tp or a quantized checkpoint"
+        ) from error
+
+
+def size_cache(
+    config: EngineConfig, spec: ModelSpec, device: torch.device, group: Group
+) -> tuple[tuple[KVGroup, ...], EngineConfig, CacheNeed]:
+    """The cache that fits beside what is loaded: on the rank that has the least room, so that all hold the same."""
+    need = memory.cache_need(config, spec, load_kind(config.cache.kv), group.size)
+    work = workspace_bytes(spec, config.scheduler.max_rows or 1, config.scheduler.max_step_tokens or 1)
+    mine = torch.tensor([max(memory.free_bytes(device) - work, 0)], device=device)
+    groups, fitted = memory.size_groups(config, need, int(group.all_gather(mine).min()))
+    return groups, fitted, need
+
+
+def make_capacity(config: EngineConfig, spec: ModelSpec, groups: tuple[KVGroup, ...]) -> Capacity:
+    """`cost` is left at zero: the scheduler then bounds a step by tokens alone (see docs/rooms/runner.md)."""
+    return Capacity(
+        groups,
+        max_rows=config.scheduler.max_rows or 1,
+        max_step_tokens=config.scheduler.max_step_tokens or 1,
+        max_model_tokens=config.model.max_model_tokens or spec.max_model_tokens,
+        vocab_size=spec.vocab_size,
+        rope=spec.rope,
+        salt=f"{config.cache.kv}/{config.model.dtype}",
+    )
+
+
+def capture_keys(config: EngineConfig, need: CacheNeed, model: Decoder) -> list[tuple[int, int]]:
+    """Buckets to capture. Attention that gathers nothing is bounded by rows and context alone."""
+    gathers = model.ops.backends.get("attention", "reference") == "reference"
+    # K and V of a token in fp32, as reference attention gathers them.
+    token_bytes = 2 * need.shape.num_heads * need.shape.head_dim * 4 if gathers else 0
+    most = config.scheduler.max_rows or 1
+    rows = config.kernels.capture_rows or tuple(r for r in graphs.DEFAULT_ROWS if r <= most)
+    return graphs.buckets(rows, config.model.max_model_tokens or graphs.LEAST_CONTEXT, token_bytes)
