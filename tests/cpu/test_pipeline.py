@@ -309,7 +309,8 @@ def test_defaults_are_lmdeploys() -> None:
     g = GenerationConfig()
     assert (g.max_new_tokens, g.do_sample, g.top_p, g.top_k, g.temperature) == (512, False, 1.0, 50, 0.8)
     t, p = TurbomindEngineConfig(), PytorchEngineConfig()
-    assert (t.cache_max_entry_count, t.cache_block_seq_len, t.quant_policy, t.max_prefill_token_num) == (0.8, 64, 0, 8192)
+    assert (t.cache_max_entry_count, t.cache_block_seq_len, t.quant_policy) == (0.8, 64, 0)
+    assert t.max_prefill_token_num == p.max_prefill_token_num == 8192
     assert (p.block_size, p.prefill_interval, p.device_type, p.dllm_confidence_threshold) == (64, 16, "cuda", 0.85)
     names = {f.name for f in fields(Response)}
     assert {"text", "generate_token_len", "input_token_len", "finish_reason", "token_ids", "logprobs", "index"} <= names

@@ -31,7 +31,7 @@ from tokenmill.tokenize.template import ChatTemplate
 from tokenmill.tokenize.tokenizer import Tokenizer
 
 RUNNER = "tokenmill.runner.runner:make_runner"
-GRAMMARS = "tokenmill.api.grammars:make_compiler"
+GRAMMARS = "tokenmill.api.build:make_compiler"
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,13 @@ def _grammars(side: TextSide) -> GrammarCheck | None:
         return GrammarCheck(Compiler(token_table(side.tokenizer, side.folder.eos_ids(), side.vocab_size)))
     except ConfigError:
         return None
+
+
+def make_compiler(config: EngineConfig) -> Compiler:
+    """What the engine's process compiles grammars with; `config.model.path` is a folder there."""
+    folder = TextFolder.read(Path(config.model.path))
+    tokenizer, vocab_size = load_tokenizer(folder.path), read_spec(folder.path, config.model).vocab_size
+    return Compiler(token_table(tokenizer, folder.eos_ids(), vocab_size))
 
 
 def uses_gpu(config: EngineConfig) -> bool:
