@@ -100,7 +100,7 @@ TABLE: Table = {
     "eval": _EVAL,
     "bench": _BENCH,
     "convert-weights": Verb("convert_weights", "change a checkpoint's quantized format without loss"),
-    "convert": Verb("", "make a workspace (first LMDeploy generation)", later="models load from their own folder"),
+    "convert": Verb("convert", "make a workspace of LMDeploy's first generation"),
     "verify": Verb("verify", "check a checkpoint folder against its manifest"),
     "make-tiny": Verb("make_tiny", "write a tiny random checkpoint, for tests"),
 }
