@@ -84,6 +84,13 @@ def read_bias(source: Source, name: str, size: int, promised: bool) -> Tensor | 
     return bias
 
 
+def split_part(part: Part, sizes: tuple[int, ...], units: tuple[int, ...]) -> tuple[Part, ...]:
+    """A linear that holds several, cut along N into parts of `sizes` rows and `units` pieces each."""
+    weights = part.weight.split(0, sizes)
+    biases = (None,) * len(sizes) if part.bias is None else torch.split(part.bias, list(sizes))
+    return tuple(Part(*cut) for cut in zip(weights, biases, units, strict=True))
+
+
 def shard(part: Part, kind: Kind, group: Group) -> Part:
     """This rank's share. Where ranks outnumber units (kv heads), each unit lies on several ranks."""
     if kind == "replicated" or group.size == 1:
