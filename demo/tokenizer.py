@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCAB_SIZE = 4096
+STOPS = ("</s>", "<|im_end|>", "<|action_end|>")
 SPECIALS = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
 CONTROL = ("<unk>", "<s>", "</s>")
 BYTES = tuple(f"<0x{i:02X}>" for i in range(256))

@@ -63,5 +63,5 @@ def draw(rng: Random, held: bool) -> Sample:
         word = ("加" if op == "+" else "减") if zh else ("plus" if op == "+" else "minus")
         messages.append(user(rng.choice(ZH_ASK if zh else ASK).format(a=a, b=b, o=op, w=word)))
         messages.append(assistant(worked(op, a, b, zh)))
-        expect = {"result": a + b if op == "+" else a - b}
+        expect = {"result": a + b if op == "+" else a - b, "operands": [a, b]}
     return Sample("arithmetic", messages, expect)

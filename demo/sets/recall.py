@@ -82,4 +82,5 @@ def draw(rng: Random, held: bool) -> Sample:
     questions = rng.sample(facts, 1 if held else rng.randint(min(2, len(facts)), len(facts)))
     for fact, value in questions:
         messages += asked(rng, fact, value)
-    return Sample("recall", messages, {"value": questions[-1][1]})
+    value = questions[-1][1]
+    return Sample("recall", messages, {"value": value, "others": sorted({v for _, v in facts} - {value})})
