@@ -60,7 +60,7 @@ def row(name: str, r: dict[str, Any]) -> str:
 def card(report: dict[str, Any]) -> str:
     training = report["training"]
     return CARD.format(
-        **{k: v for k, v in report["architecture"].items()},
+        **report["architecture"],
         parameters=report["parameters"] / 1e6,
         steps=training["step"],
         tokens=training["tokens"] / 1e6,

@@ -35,7 +35,12 @@ class Trained:
 
 def save_state(run: Run, folder: Path) -> None:
     optimizers = [o.state_dict() for o in run.optimizers]
-    state = {"arch": asdict(run.preset.arch), "model": run.model.state_dict(), "optimizers": optimizers, **progress(run)}
+    state = {
+        "arch": asdict(run.preset.arch),
+        "model": run.model.state_dict(),
+        "optimizers": optimizers,
+        **progress(run),
+    }
     partial = folder / f"{STATE}.partial"
     torch.save(state, partial)
     partial.replace(folder / STATE)
@@ -53,7 +58,9 @@ def load_state(run: Run, folder: Path) -> None:
     """Go on where the state was saved. The architecture must be the same."""
     state = read_state(folder / STATE, run.device)
     if state["arch"] != asdict(run.preset.arch):
-        raise SystemExit(f"{folder / STATE} is of {state['arch']}, not of {asdict(run.preset.arch)}: name another --out")
+        raise SystemExit(
+            f"{folder / STATE} is of {state['arch']}, not of {asdict(run.preset.arch)}: name another --out"
+        )
     run.model.load_state_dict(state["model"])
     for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

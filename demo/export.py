@@ -46,7 +46,9 @@ def disk_tensors(model: DemoModel) -> dict[str, Tensor]:
 def config(arch: Arch) -> dict[str, Any]:
     """config.json as InternLM2-chat has it; `torch_dtype` and `rope_theta` are its spelling."""
     if arch.hidden != arch.heads * arch.head_dim:
-        raise SystemExit(f"hidden {arch.hidden} is not heads x head_dim, {arch.heads} x {arch.head_dim}: InternLM2 needs it")
+        raise SystemExit(
+            f"hidden {arch.hidden} is not heads x head_dim, {arch.heads} x {arch.head_dim}: InternLM2 needs it"
+        )
     return {
         "architectures": ["InternLM2ForCausalLM"],
         "attn_implementation": "eager",

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from demo.model import Attention, DemoModel, rotate
 
@@ -60,7 +60,7 @@ def attend(layer: Attention, number: int, x_SnD: Tensor, angles: tuple[Tensor, T
     itself = torch.eye(new, end, dtype=torch.bool, device=q.device).roll(start, 1)
     mask = (past & cache.real_SL[:, None, :end]) | itself
     q = q.view(rows, new, a.heads, a.head_dim).transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None])
+    out = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None])
     return layer.wo(out.transpose(1, 2).flatten(2))
 
 
@@ -72,7 +72,7 @@ def forward(model: DemoModel, tokens_Sn: Tensor, positions_Sn: Tensor, cache: Ca
         x = x + attend(layer.attention, number, layer.attention_norm(x), angles, cache)
         x = x + layer.feed_forward(layer.ffn_norm(x))
     cache.used += tokens_Sn.shape[1]
-    return F.linear(model.model.norm(x[:, -1]), model.head)
+    return functional.linear(model.model.norm(x[:, -1]), model.head)
 
 
 def answer_batch(model: DemoModel, prompts: list[list[int]], limits: Limits) -> list[Answered]:

@@ -1,8 +1,10 @@
-"""The held-out items: `python -m demo.heldout FILE.jsonl.gz` writes them; `measure` asks a training model all of them.
+"""The held-out items: `python -m demo.heldout FILE.jsonl.gz` writes them; `measure` asks a training model all of
+them.
 
-Contract: the same seed gives the same bytes. Items of `arithmetic`, `recall`, `tools` and `objects` are drawn from the
-held-out tenth of their key space (`sample.is_held_out`), from which training never draws; those of `ending` are requests
-for stories and small talk, of which only the animal and the food of a short story are held out: they test the stop.
+Contract: the same seed gives the same bytes. Items of `arithmetic`, `recall`, `tools` and `objects` are drawn from
+the held-out tenth of their key space (`sample.is_held_out`), from which training never draws; those of `ending` are
+requests for stories and small talk, of which only the animal and the food of a short story are held out: they test
+the stop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ask a training model every held-out item, greedily, with its weights rounded to bf16 as they are shipped.
 
-Contract: `measure(model, tokenizer, items)` gives one `Result` a set, in the order of `demo_sets.SETS`; `table` prints
-them. The judge is the one `tokenmill eval demo` uses.
+Contract: `measure(model, tokenizer, items)` gives one `Result` a set, in the order of `demo_sets.SETS`; `table`
+prints them. The judge is the one `tokenmill eval demo` uses.
 """
 
 from __future__ import annotations

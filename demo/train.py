@@ -3,8 +3,8 @@
 Contract: DIR gets `tokenizer.json` (built once, from generated text and Python's docstrings), `trained.safetensors`
 (bf16, every few minutes and at the end) and, at the end, `report.json` (held-out results of the weights as shipped);
 `python -m demo.export DIR` makes the model folder of them. `latest.pt` (fp32 weights, optimizers, progress) goes to
---state, by default DIR too; `--resume` goes on from it. The learning rate follows the share of the time budget that is
-spent and falls to zero at its end, so a run of any speed is a finished one; a run cut short is usable but worse.
+--state, by default DIR too; `--resume` goes on from it. The learning rate follows the share of the time budget that
+is spent and falls to zero at its end, so a run of any speed is a finished one; a run cut short is usable but worse.
 
 Presets: `full` is for one H200-class GPU and 16 cores (bf16 autocast), `cpu` for one core, `micro` for tests.
 """

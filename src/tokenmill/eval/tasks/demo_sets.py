@@ -119,7 +119,7 @@ def follows(value: Any, schema: dict[str, Any]) -> bool:
     wanted = _TYPES[schema["type"]]
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         return False
-    if wanted is not dict:
+    if not isinstance(value, dict):
         return True
     properties = schema.get("properties", {})
     complete = all(name in value for name in schema.get("required", []))
