@@ -24,13 +24,13 @@ if TYPE_CHECKING:
         TurbomindEngineConfig as TurbomindEngineConfig,
     )
     from tokenmill.api.pipeline import Pipeline as Pipeline
-    from tokenmill.api.pipeline import Response as Response
     from tokenmill.api.pipeline import pipeline as pipeline
+    from tokenmill.api.response import Response as Response
 
 _HOMES = {
     "pipeline": "api.pipeline",
     "Pipeline": "api.pipeline",
-    "Response": "api.pipeline",
+    "Response": "api.response",
     "GenerationConfig": "api.configs",
     "TurbomindEngineConfig": "api.configs",
     "PytorchEngineConfig": "api.configs",

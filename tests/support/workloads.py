@@ -6,6 +6,8 @@ prefixes, arrivals, aborts, timeouts, grammars, drafts, windows, overlap on or o
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
@@ -67,10 +69,11 @@ class Answer:
     error: object = None
 
 
-def make_capacity(rng: Random) -> Capacity:
+def make_capacity(rng: Random, tight: bool) -> Capacity:
     size = rng.choice([1, 2, 3, 4])
     drafts = rng.choice([0, 0, 0, 0, 1, 3])
-    groups = [KVGroup("full", 2, size, 64, rng.randint(8, 30), None)]
+    tokens = rng.randint(14, 20) if tight else rng.randint(12, 60)
+    groups = [KVGroup("full", 2, size, 64, -(-tokens // size), None)]
     if rng.random() < 0.3:
         window = rng.choice([2, 3, 5, 8])
         other = rng.choice([size, size, 2])
@@ -78,7 +81,7 @@ def make_capacity(rng: Random) -> Capacity:
         groups.append(KVGroup("window", 2, other, 64, rng.randint(least, least + 10), window))
     if len(groups) == 2 and rng.random() < 0.3:
         groups.reverse()
-    rows = rng.randint(1, 6)
+    rows = rng.randint(3 if tight else 1, 6)
     return Capacity(
         tuple(groups),
         max_rows=rows,
@@ -92,8 +95,8 @@ def make_capacity(rng: Random) -> Capacity:
     )
 
 
-def make_request(rng: Random, number: int, prefix: list[int], room: int) -> Request:
-    length = rng.randint(1, 12)
+def make_request(rng: Random, number: int, prefix: list[int], room: int, tight: bool) -> Request:
+    length = rng.randint(1, 5 if tight else 12)
     prompt = (prefix[: rng.choice([0, length, length])] + [rng.randrange(VOCAB - 1) for _ in range(length)])[:length]
     if rng.random() < 0.03:
         prompt[-1] = POISON
@@ -108,7 +111,7 @@ def make_request(rng: Random, number: int, prefix: list[int], room: int) -> Requ
         id=f"r{number}",
         prompt_ids=tuple(prompt[: max(1, room - 1)]),
         sampling=sampling,
-        stop=Stop(rng.randint(1, 9), rng.choice([0, 0, 2]), stops),
+        stop=Stop(rng.randint(4, 14) if tight else rng.randint(1, 9), rng.choice([0, 0, 2]), stops),
         grammar=GrammarSpec("choice", "test") if rng.random() < 0.15 else None,
         cache_salt=rng.choice(["", "", "", "other"]),
         priority=rng.choice([0, 0, 0, 1, -1]),
@@ -118,13 +121,14 @@ def make_request(rng: Random, number: int, prefix: list[int], room: int) -> Requ
 
 def make_workload(seed: int) -> Workload:
     rng = Random(seed)
-    capacity = make_capacity(rng)
+    # Too little room for all at once: sequences are preempted, some of them again and again.
+    tight = rng.random() < 0.25
+    capacity = make_capacity(rng, tight)
     prefix = [rng.randrange(VOCAB - 1) for _ in range(12)]
     room = capacity.max_model_tokens
-    count = rng.randint(1, 6)
-    requests = sorted(
-        ((rng.randint(0, 6), make_request(rng, i, prefix, room)) for i in range(count)), key=lambda pair: pair[0]
-    )
+    count = rng.randint(3 if tight else 1, 6)
+    arrivals = sorted(rng.randint(0, 1 if tight else 6) for _ in range(count))
+    requests = [(arrival, make_request(rng, i, prefix, room, tight)) for i, arrival in enumerate(arrivals)]
     aborts: dict[int, list[int]] = {}
     for handle in range(count):
         if rng.random() < 0.12:
@@ -262,3 +266,7 @@ def run_many(seeds: range, check_every: int = 4) -> Counter[str]:
         totals.update(harness.totals)
         totals["workloads"] += 1
     return totals
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_many(range(int(sys.argv[1]), int(sys.argv[2])))))

@@ -40,7 +40,7 @@ async def run_workload(engine: Engine, workload: Workload, run: int = 0, concurr
 
     async def one(item: Item) -> Timeline:
         async with gate:
-            return await run_item(engine, request_of(item, workload, f"bench-{run}-{next(numbers)}"))
+            return await run_item(engine, request_of(item, workload, f"{workload.name}-{run}-{next(numbers)}"))
 
     timelines = await asyncio.gather(*(one(item) for item in workload.items))
     return summarize(workload.name, timelines)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenmill import log
 from tokenmill.cli.options import engine_config
 from tokenmill.cli.parser import Parser
+from tokenmill.cli.told import tell
 
 if TYPE_CHECKING:
     from tokenmill.api.contract import TextEngine
@@ -33,6 +34,8 @@ async def open_engine(args: argparse.Namespace, path: str) -> TextEngine:
 
     log.configure(getattr(args, "log_level", None))
     engine: TextEngine = await open_text_engine(engine_config(args, path), **text_options(args))
+    # What the runner decided; only engines that were started by `engine/client.py` know.
+    tell(engine.name, getattr(engine.engine, "about", {}))
     return engine
 
 

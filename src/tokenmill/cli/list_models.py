@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from tokenmill import find
 from tokenmill.cli.parser import Parser
 
 
@@ -19,5 +18,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(*sorted(families()), sep="\n")
     else:
-        print(*find.names("tokenmill.tokenize.chat"), sep="\n")
+        from tokenmill.tokenize.choose import builtin_names
+
+        print(*sorted(builtin_names()), sep="\n")
     return 0

@@ -22,6 +22,7 @@ from tokenmill.types import Finish
 
 FINISHES = list(Finish)
 GOES_ON = -1
+STOP, LENGTH, ERROR = (FINISHES.index(finish) for finish in (Finish.STOP, Finish.LENGTH, Finish.ERROR))
 NOT_FINITE = "the model's logits were not finite for this request; its answer ends here"
 DECODE_ARRAYS = ("logits", "hidden")
 
@@ -106,9 +107,9 @@ class Committer:
 
     def _finishes(self, drawn: Drawn) -> NDArray[np.int8]:
         finishes = np.full(len(drawn.slots), GOES_ON, np.int8)
-        finishes[self.state.known[drawn.slots] >= self.state.limit[drawn.slots]] = FINISHES.index(Finish.LENGTH)
-        finishes[drawn.stopped] = FINISHES.index(Finish.STOP)
-        finishes[drawn.counts == 0] = FINISHES.index(Finish.ERROR)
+        finishes[self.state.known[drawn.slots] >= self.state.limit[drawn.slots]] = LENGTH
+        finishes[drawn.stopped] = STOP
+        finishes[drawn.counts == 0] = ERROR
         return finishes
 
     def _sequence(self, slot: int) -> Sequence:
@@ -172,11 +173,11 @@ class Committer:
         """Moves grammars on; one that refuses or fails ends its own request only."""
         for row, slot in enumerate(drawn.slots.tolist()):
             seq = self._sequence(slot)
-            if seq.matcher is None or out.finishes[row] in (FINISHES.index(Finish.STOP), FINISHES.index(Finish.ERROR)):
+            if seq.matcher is None or out.finishes[row] in (STOP, ERROR):
                 continue
             error = accept_all(seq, drawn.tokens[row, : drawn.counts[row]])
             if error is not None:
-                out.finishes[row] = FINISHES.index(Finish.ERROR)
+                out.finishes[row] = ERROR
                 out.extras.setdefault(seq.handle, {})["error"] = error
 
     # ---- blocks and seats
@@ -188,7 +189,7 @@ class Committer:
             self.state.publish_at[slot] = self.desk.tables.publish(slot, self._sequence(slot), tokens)
 
     def _retire(self, drawn: Drawn, out: Outcome) -> None:
-        for row in np.flatnonzero(out.finishes != GOES_ON).tolist():
+        for row in (out.finishes != GOES_ON).nonzero()[0].tolist():
             seq = self._sequence(int(drawn.slots[row]))
             if drawn.counts[row] == 0:
                 out.extras[seq.handle] = {"error": NOT_FINITE}

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from tokenmill.engine.contract import I64, Capacity
-from tokenmill.engine.sequence import STEADY, Sequence
+from tokenmill.engine.sequence import LOGPROBS, STEADY, Sequence
 from tokenmill.engine.state import SlotState
 from tokenmill.engine.tables import Tables
-from tokenmill.types import Finish, Want
+from tokenmill.types import Finish
 
 by_rank = attrgetter("rank")
 
@@ -88,7 +88,7 @@ class Desk:
                 slots=np.fromiter(self._decoding, np.int64, len(self._decoding)),
                 special=any(w & ~STEADY for w in wants),
                 masked=any(s is not None and s.matcher is not None for s in seqs),
-                logprobs=any(w & Want.LOGPROBS for w in wants),
+                logprobs=any(w & LOGPROBS for w in wants),
             )
         return self._decoders
 

@@ -21,6 +21,8 @@ from tokenmill.engine.echo import EchoEngine as EchoEngine
 from tokenmill.types import Finish, Request, Sampling, Want
 
 POISON = 1 << 80
+TOKEN = int(Want.TOKEN)
+WITH_LOGPROBS = Want.TOKEN | Want.LOGPROBS
 MASK30 = (1 << 30) - 1
 HIDDEN_SIZE = 4
 
@@ -182,15 +184,13 @@ class FakeRunner:
         steady = plan.decode_slots.tolist()
         if not logprobs <= set(steady):
             refuse("want_logprobs names slots that do not decode")
-        rows = [
-            Row(slot, 1, None, 0, Want.TOKEN | Want.LOGPROBS if slot in logprobs else Want.TOKEN) for slot in steady
-        ]
+        rows = [Row(slot, 1, None, 0, WITH_LOGPROBS if slot in logprobs else Want.TOKEN) for slot in steady]
         rows += plan.rows
         if len({row.slot for row in rows}) != len(rows):
             refuse("two rows of one slot")
         if sum(row.num_tokens for row in rows) > self._capacity.max_step_tokens:
             refuse("more tokens than the step holds")
-        if not set(plan.masked.tolist()) <= {row.slot for row in rows if row.want & Want.TOKEN}:
+        if not set(plan.masked.tolist()) <= {row.slot for row in rows if int(row.want) & TOKEN}:
             refuse("a mask for a row that draws nothing")
         for row in rows:
             self._check_row(row)
@@ -327,7 +327,7 @@ class FakePending:
         seat.length = row.start
         seen = self.runner.feed(seat, row.slot, tokens)
         drawn: list[int] = []
-        if row.want & Want.TOKEN:
+        if int(row.want) & TOKEN:
             drawn = self._draw(seat, seen[-1], mask)
             self.drawn.append((row.slot, seat.init.epoch, drawn))
         self._note_extras(row, seat, seen, [seen[-1]], drawn)
@@ -358,7 +358,7 @@ class FakePending:
         return [token]
 
     def _note_extras(self, row: Row, seat: Seat, seen: list[int], drawn_from: list[int], drawn: list[int]) -> None:
-        if not row.want & ~Want.TOKEN:
+        if not int(row.want) & ~TOKEN:
             return
         extras, vocab, top = RowExtras(), seat.chooser.vocab_size, seat.init.top_logprobs
         if row.want & Want.LOGPROBS and drawn:

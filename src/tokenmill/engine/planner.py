@@ -15,7 +15,8 @@ import numpy as np
 from tokenmill.engine.budget import Budget
 from tokenmill.engine.contract import I32, I64, NO_I32, Capacity, Row, SlotInit, StepPlan
 from tokenmill.engine.desk import Decoders, Desk
-from tokenmill.engine.sequence import OVER_PROMPT, Sequence
+from tokenmill.engine.sequence import LOGPROBS, OVER_PROMPT, PROMPT_LOGPROBS, STEADY, Sequence
+from tokenmill.engine.state import NEVER
 from tokenmill.engine.tables import Hit
 from tokenmill.types import Want
 
@@ -69,7 +70,7 @@ class Planner:
         self.limits = limits
         self.least_chunk = min(self.tables.step, limits.step_tokens)
         self.step = 0
-        self._from_device: dict[tuple[int, int, Want], Row] = {}
+        self._from_device: dict[tuple[int, int, int], Row] = {}
 
     def plan(self) -> tuple[StepPlan, Flight]:
         self.step += 1
@@ -106,7 +107,7 @@ class Planner:
         if not ready.all():
             slots, most = slots[ready], most[ready]
         if self.tables.windowed:
-            self.tables.drop_behind(slots, state.least[slots] - 1)
+            self._drop_behind(slots)
         drafts = self._drafts(slots, most) if self.capacity.max_drafts else None
         if not self.tables.cover(slots, most if drafts is None else most + drafts):
             slots = self._squeeze(slots)
@@ -120,6 +121,12 @@ class Planner:
             draft.budget.limit_time(self.limits.itl_target_us, self.capacity.cost, tokens, context)
         draft.budget.tokens -= tokens
         self._write_decodes(draft, decoders, slots, drafts)
+
+    def _drop_behind(self, slots: I64) -> None:
+        """What lies behind a row's window goes back, but not before its prompt's blocks are indexed: they may be."""
+        if self.limits.prefix_caching:
+            slots = slots[self.state.publish_at[slots] != NEVER]
+        self.tables.drop_behind(slots, self.state.least[slots] - 1)
 
     def _drafts(self, slots: I64, most: I64) -> I64:
         """How many drafts each row may bring: within its limit, the budget, and none under a grammar."""
@@ -172,7 +179,7 @@ class Planner:
             self._write_rows(draft, slots, drafts)
         if decoders.logprobs:
             steady = draft.decode_slots.tolist()
-            wanting = [s for s in steady if self._sequence(s).steady_want & Want.LOGPROBS]
+            wanting = [s for s in steady if self._sequence(s).steady_want & LOGPROBS]
             draft.want_logprobs = np.asarray(wanting, np.int32)
 
     def _write_rows(self, draft: Draft, slots: I64, drafts: I64 | None) -> None:
@@ -180,18 +187,18 @@ class Planner:
         draft.flight.bounds = {}
         for slot, extra in zip(slots.tolist(), [0] * len(slots) if drafts is None else drafts.tolist(), strict=True):
             want = self._sequence(slot).steady_want
-            if extra == 0 and not want & ~(Want.TOKEN | Want.LOGPROBS):
+            if extra == 0 and not want & ~STEADY:
                 steady.append(slot)
                 continue
             draft.flight.bounds[slot] = 1 + extra
             draft.rows.append(self._device_row(slot, 1 + extra, want))
         draft.decode_slots = np.asarray(steady, np.int64)
 
-    def _device_row(self, slot: int, tokens: int, want: Want) -> Row:
+    def _device_row(self, slot: int, tokens: int, want: int) -> Row:
         """The same few rows come again every step: made once each."""
         key = (slot, tokens, want)
         if key not in self._from_device:
-            self._from_device[key] = Row(slot, tokens, None, 0, want)
+            self._from_device[key] = Row(slot, tokens, None, 0, Want(want))
         return self._from_device[key]
 
     # ---- prompts
@@ -222,8 +229,8 @@ class Planner:
         is_last = end == total
         want = seq.chunk_want(is_last)
         tokens = state.tokens[slot, start:end].copy()
-        targets = self._targets(seq, start, end) if want & Want.PROMPT_LOGPROBS else None
-        draft.rows.append(Row(slot, count, tokens, start, want, targets))
+        targets = self._targets(seq, start, end) if want & PROMPT_LOGPROBS else None
+        draft.rows.append(Row(slot, count, tokens, start, Want(want), targets))
         draft.flight.parts.append(Part(seq, slot, int(state.epoch[slot]), is_last))
         if not is_last:
             return

@@ -17,9 +17,14 @@ from tokenmill.engine.blocks import extend_keys
 from tokenmill.engine.contract import I32, RowExtras
 from tokenmill.types import Request, Want
 
-OVER_PROMPT = Want.PROMPT_LOGPROBS | Want.LOGITS | Want.HIDDEN
-LAST_CHUNK = Want.TOKEN | Want.LOGPROBS | Want.POOL
-STEADY = Want.TOKEN | Want.LOGPROBS
+# Plain ints, as `Sequence.want` is one: combining members of a Flag costs a microsecond each time.
+TOKEN = int(Want.TOKEN)
+LOGPROBS = int(Want.LOGPROBS)
+PROMPT_LOGPROBS = int(Want.PROMPT_LOGPROBS)
+OVER_PROMPT = int(Want.PROMPT_LOGPROBS | Want.LOGITS | Want.HIDDEN)
+LAST_CHUNK = int(Want.TOKEN | Want.LOGPROBS | Want.POOL)
+STEADY = TOKEN | LOGPROBS
+PROMPT_ONLY = int(Want.PROMPT_LOGPROBS | Want.POOL)
 
 
 class Matcher(Protocol):
@@ -62,8 +67,12 @@ class Sequence:
     waits_for_grammar: bool = False
     matcher: Matcher | None = None
     tried_at: int = -1
+    want: int = 0
     keys: dict[int, list[bytes]] = field(default_factory=dict)
     gathered: dict[str, list[NDArray[np.generic]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.want = int(self.request.want)
 
     @property
     def draws(self) -> bool:
@@ -71,24 +80,24 @@ class Sequence:
         return self.request.stop.max_new_tokens > 0
 
     @property
-    def over_prompt(self) -> Want:
+    def over_prompt(self) -> int:
         """What is still owed over every prompt position."""
-        return Want.NONE if self.passed else self.request.want & OVER_PROMPT
+        return 0 if self.passed else self.want & OVER_PROMPT
 
     @property
-    def steady_want(self) -> Want:
+    def steady_want(self) -> int:
         """What a decode row is asked for."""
-        return (self.request.want | Want.TOKEN) & ~(Want.PROMPT_LOGPROBS | Want.POOL)
+        return (self.want | TOKEN) & ~PROMPT_ONLY
 
-    def chunk_want(self, is_last: bool) -> Want:
+    def chunk_want(self, is_last: bool) -> int:
         """What a chunk is asked for: the prompt's arrays from each, the token and the pool from the last."""
         if not is_last:
             return self.over_prompt
-        want = self.request.want & (LAST_CHUNK if not self.passed else Want.LOGPROBS)
+        want = self.want & (LAST_CHUNK if not self.passed else LOGPROBS)
         if self.draws:
-            want |= Want.TOKEN | (self.steady_want & ~STEADY)
+            want |= TOKEN | (self.steady_want & ~STEADY)
         else:
-            want &= ~(Want.TOKEN | Want.LOGPROBS)
+            want &= ~STEADY
         return want | self.over_prompt
 
     def keys_for(self, block_tokens: int, tokens: I32) -> list[bytes]:

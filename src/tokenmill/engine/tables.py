@@ -58,6 +58,8 @@ class GroupTable:
 
     def grow(self, slots: I64, counts: I64) -> I32:
         """Appends `counts` blocks to each slot's table; the changes, int32 [n, 4]."""
+        if len(slots) == 1:
+            return self._grow_one(int(slots[0]), int(counts[0]))
         owners = np.repeat(slots, counts)
         firsts = np.repeat(np.cumsum(counts) - counts, counts)
         entries = self.have[owners] + np.arange(len(owners)) - firsts
@@ -66,6 +68,16 @@ class GroupTable:
         self.have[slots] += counts
         self.covered[slots] = self.have[slots] * self.block_tokens
         return self._changes(owners, entries, blocks)
+
+    def _grow_one(self, slot: int, count: int) -> I32:
+        """The same for one slot, which chunks are: without arithmetic over arrays of one."""
+        start = int(self.have[slot])
+        end = start + count
+        blocks = self.pool.allocate(count)
+        self.table[slot, start:end] = blocks
+        self.have[slot] = end
+        self.covered[slot] = end * self.block_tokens
+        return self._changes(slot, np.arange(start, end), blocks)
 
     def _changes(self, owners: I64 | int, entries: I64, blocks: I32) -> I32:
         changes = np.empty((len(blocks), 4), np.int32)
@@ -84,15 +96,17 @@ class GroupTable:
         self.covered[slot] = end * self.block_tokens
         return self._changes(slot, np.arange(first, end), np.asarray(blocks, np.int32))
 
-    def drop_behind(self, slots: I64, next_positions: I64) -> None:
-        """Gives back blocks that no position from `next_positions` on can see."""
+    def drop_behind(self, slots: I64, next_positions: I64) -> bool:
+        """Gives back blocks that no position from `next_positions` on can see; whether there were any."""
         assert self.window is not None
         ends = (next_positions - self.window + 1) // self.block_tokens
-        for row in np.flatnonzero(ends > self.first[slots]).tolist():
+        rows = (ends > self.first[slots]).nonzero()[0].tolist()
+        for row in rows:
             slot = int(slots[row])
             end = min(int(ends[row]), int(self.have[slot]))
             self.pool.release(self.table[slot, self.first[slot] : end])
             self.first[slot] = end
+        return bool(rows)
 
     def release(self, slot: int) -> None:
         self.pool.release(self.table[slot, self.first[slot] : self.have[slot]])
@@ -151,7 +165,8 @@ class Tables:
 
     def drop_behind(self, slots: I64, next_positions: I64) -> None:
         for group in self.windowed:
-            group.drop_behind(slots, next_positions)
+            if group.drop_behind(slots, next_positions):
+                self.version += 1
 
     def release(self, slot: int) -> None:
         for group in self.groups:

@@ -47,10 +47,8 @@ class Int4PlainKind:
         return self.decode(k), self.decode(v)
 
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = (
-            dequantize(unpack4(blocks(pages.planes[name], tables_RB)), blocks(pages.planes[f"{name}_params"], tables_RB))
-            for name in ("k", "v")
-        )
+        planes = {name: blocks(plane, tables_RB) for name, plane in pages.planes.items()}
+        k, v = (dequantize(unpack4(planes[name]), planes[f"{name}_params"]) for name in ("k", "v"))
         return self.decode(k), self.decode(v)
 
     def encode(self, x: Tensor) -> Tensor:

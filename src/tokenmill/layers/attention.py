@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from tokenmill.kernels.ops import AttentionFacts, AttentionParts, Heads, Norm
-from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, unit_span
+from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, split_part, split_rows, unit_span
 from tokenmill.weights.contract import Source, Weight
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionArch:
-    """One layer's attention in numbers, of the whole model. Biases are what config.json promises."""
+    """One layer's attention in numbers, of the whole model. Biases are what config.json promises.
+
+    `window_tokens`: a query sees itself and that many tokens less one before it (None: all). `group`: the layer's KV
+    group. `alibi`: linear biases by head instead of a rotation. `scale` on q k, None: head_dim ** -0.5.
+    """
 
     hidden_size: int
     num_heads: int
@@ -27,6 +31,10 @@ class AttentionArch:
     qkv_bias: bool = False
     out_bias: bool = False
     logn: bool = False
+    window_tokens: int | None = None
+    group: int = 0
+    alibi: bool = False
+    scale: float | None = None
 
 
 class QKVNames(Protocol):
@@ -74,7 +82,7 @@ class GroupedQKV:
         whole = read_part(source, prefix + self.name, shape, a.num_kv_heads)
         bias = read_bias(source, prefix + self.name, shape[0], a.qkv_bias)
         sizes = (a.num_heads // a.num_kv_heads * a.head_dim, a.head_dim, a.head_dim) * a.num_kv_heads
-        weights = whole.weight.split(0, sizes)
+        weights = split_rows(whole.weight, sizes)
         biases = None if bias is None else torch.split(bias, list(sizes))
         return tuple(
             Part(
@@ -84,6 +92,22 @@ class GroupedQKV:
             )
             for place in range(3)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedQKV:
+    """One linear whose rows are all of q, then all of k, then all of v."""
+
+    name: str
+
+    def shapes(self, a: AttentionArch) -> dict[str, tuple[int, int]]:
+        return {self.name: ((a.num_heads + 2 * a.num_kv_heads) * a.head_dim, a.hidden_size)}
+
+    def read(self, source: Source, prefix: str, a: AttentionArch) -> tuple[Part, ...]:
+        shape = self.shapes(a)[self.name]
+        whole = read_part(source, prefix + self.name, shape, a.num_kv_heads, a.qkv_bias)
+        heads = (a.num_heads, a.num_kv_heads, a.num_kv_heads)
+        return split_part(whole, tuple(count * a.head_dim for count in heads), heads)
 
 
 def _join(weights: tuple[Weight, ...]) -> Weight:
@@ -115,12 +139,35 @@ class Gqa:
             qkv=Linear(names.qkv.read(loader.source, prefix, a), "column", loader),
             out=Linear((read_part(loader.source, prefix + names.out, out, a.num_heads, a.out_bias),), "row", loader),
             heads=local_heads(a, loader),
-            facts=AttentionFacts(scale=a.head_dim**-0.5),
+            facts=_facts(a, loader),
             reduce=loader.group.all_reduce,
+            group=a.group,
             q_norm=head_norms.get(names.q_norm) if self.qk_norm else None,
             k_norm=head_norms.get(names.k_norm) if self.qk_norm else None,
             logn=a.logn,
         )
+
+
+def _facts(a: AttentionArch, loader: Loader) -> AttentionFacts:
+    """What attention must know of this rank's heads."""
+    slopes_H = None
+    if a.alibi:
+        first, last = unit_span(a.num_heads, a.num_heads, loader.group)
+        slopes_H = alibi_slopes(a.num_heads)[first:last].to(loader.device)
+    scale = a.head_dim**-0.5 if a.scale is None else a.scale
+    return AttentionFacts(scale, window_tokens=a.window_tokens, alibi_slopes_H=slopes_H)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """Slopes of ALiBi (arXiv 2108.12409), fp32 [H].
+
+    For n = 2 ** k heads 2 ** (-8 i / n), i = 1..n; otherwise those of the largest such n below, and then every second
+    one of twice that n.
+    """
+    n = 1 << (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * i / n) for i in range(1, n + 1)]
+    slopes += [2.0 ** (-8.0 * i / (2 * n)) for i in range(1, 2 * n + 1, 2)][: num_heads - n]
+    return torch.tensor(slopes, dtype=torch.float32)
 
 
 def _head_norm(loader: Loader, name: str, a: AttentionArch, eps: float) -> Norm:

@@ -29,7 +29,14 @@ class Embedding:
 def build_head(loader: Loader, name: str, embedding: Embedding, tied: bool) -> HeadParts:
     """The head called `name`; the embedding's table where the two are tied (nothing is copied on one rank)."""
     V, D = embedding.table_VD.shape
-    part = Part(Dense(embedding.table_VD), None, V) if tied else read_part(loader.source, name, (V, D), V)
+    if tied:
+        return head_parts(loader, Part(Dense(embedding.table_VD), None, V))
+    return head_parts(loader, read_part(loader.source, name, (V, D), V))
+
+
+def head_parts(loader: Loader, part: Part) -> HeadParts:
+    """A head of V rows, spread over ranks where they divide V."""
+    V = part.weight.shape[0]
     if V % loader.group.size == 0:
         return HeadParts(Linear((part,), "column", loader), loader.group.all_gather)
     return HeadParts(Linear((part,), "replicated", loader), lambda logits_RV: logits_RV)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenmill.engine.contract import RopeBase
 
+# "none": tokens are not turned; not a kind that a config.json may ask for.
 KINDS = ("default", "linear", "dynamic", "qwen", "llama3", "yarn", "longrope")
 
 
@@ -85,6 +86,8 @@ def exponents(head_dim: int) -> Tensor:
 def frequencies(facts: RopeFacts, long: bool = False) -> Tensor:
     """f_i of a prompt within the trained length (longrope: of a long one where `long`). fp32 [K / 2]."""
     plain = 1.0 / facts.theta ** exponents(facts.head_dim)
+    if facts.kind == "none":
+        return torch.zeros_like(plain)
     if facts.kind == "linear":
         return plain / facts.factor
     if facts.kind == "llama3":

@@ -15,7 +15,7 @@ from tokenmill.kernels.expect import expect
 from tokenmill.kernels.meta import RowMeta, Stream
 from tokenmill.kernels.ops import AttentionParts, MlpParts, Norm
 from tokenmill.kv.contract import KVPages
-from tokenmill.layers.embedding import Embedding, build_head
+from tokenmill.layers.embedding import Embedding
 from tokenmill.layers.linear import Loader
 from tokenmill.layers.rope import Rope, logn_factors
 from tokenmill.models.contract import ModelSpec
@@ -41,7 +41,7 @@ class Decoder:
         self.embedding = Embedding(loader, names.embedding, arch.vocab_size, arch.hidden_size)
         self.layers = tuple(_layer(family, arch, loader, index) for index in range(arch.num_layers))
         self.norm = Norm(loader.vector(f"{names.norm}.weight", arch.hidden_size), eps)
-        self.head = build_head(loader, names.head, self.embedding, arch.tied)
+        self.head = family.head(loader, names.head, self.embedding, arch.tied)
         # What follows each layer, which a backend may fold into the layer's end.
         self._following = (*(layer.attention.norm for layer in self.layers[1:]), self.norm)
 
@@ -93,6 +93,6 @@ class Decoder:
 def _layer(family: Family, arch: DecoderArch, loader: Loader, index: int) -> Layer:
     prefix, names, block = family.names.layer.format(index), family.names, family.block(arch)
     return Layer(
-        block.attention.build(loader, names.attention, prefix, arch.attention, arch.norm_eps),
+        block.attention.build(loader, names.attention, prefix, arch.attention_of(index), arch.norm_eps),
         block.mlp.build(loader, names.mlp, prefix, arch.mlp, arch.norm_eps),
     )

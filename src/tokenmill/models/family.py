@@ -7,20 +7,26 @@ family's own file. Found by file name; `ALIASES` holds model types whose file ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from tokenmill.errors import ConfigError
+from tokenmill.kernels.ops import HeadParts
 from tokenmill.layers.attention import AttentionArch, AttentionNames, Gqa
-from tokenmill.layers.mlp import Gated, MlpArch, MlpNames
+from tokenmill.layers.embedding import Embedding, build_head
+from tokenmill.layers.linear import Loader
+from tokenmill.layers.mlp import Gated, MlpArch, MlpLayout
 from tokenmill.layers.rope import RopeFacts
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderArch:
-    """A decoder in numbers, from config.json. `logn_tokens`: trained length of LogN attention, None without it."""
+    """A decoder in numbers, from config.json. `logn_tokens`: trained length of LogN attention, None without it.
+
+    `windows`: what each layer sees, by layer (empty: every layer sees everything).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +38,21 @@ class DecoderArch:
     max_model_tokens: int
     tied: bool
     logn_tokens: int | None = None
+    windows: tuple[int | None, ...] = ()
+
+    @property
+    def groups(self) -> tuple[tuple[int | None, tuple[int, ...]], ...]:
+        """KV groups: a window, and the layers that have it. Layers that see everything come first."""
+        windows = self.windows or (None,) * self.num_layers
+        kinds = sorted(set(windows), key=lambda w: (w is not None, w or 0))
+        return tuple((kind, tuple(i for i, w in enumerate(windows) if w == kind)) for kind in kinds)
+
+    def attention_of(self, index: int) -> AttentionArch:
+        """A layer's attention: the model's, with the layer's window and KV group."""
+        for group, (window, layers) in enumerate(self.groups):
+            if index in layers:
+                return replace(self.attention, window_tokens=window, group=group)
+        raise IndexError(f"there is no layer {index}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +64,7 @@ class Names:
     head: str
     layer: str
     attention: AttentionNames
-    mlp: MlpNames
+    mlp: MlpLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +100,8 @@ class Family:
     """`arch` reads a (text) config. `architectures` are its class names in `config.architectures`.
 
     `chat`, `tools`, `reasoning` name default dialects of tokenize/ and parse/. `tiny` is a small config.json in the
-    form real folders have, for tests. `twin`: how parity runs it in transformers, None where transformers knows it.
+    form real folders have, for tests. `head` builds the output head. `twin`: how parity runs it in transformers, None
+    where transformers knows it.
     """
 
     name: str
@@ -93,6 +115,7 @@ class Family:
     tools: str = ""
     reasoning: str = ""
     aliases: tuple[str, ...] = field(default=())
+    head: Callable[[Loader, str, Embedding, bool], HeadParts] = build_head
     twin: Twin | None = None
 
 

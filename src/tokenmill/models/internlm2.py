@@ -22,6 +22,7 @@ NAMES = Names(
 
 QUANT = (
     QuantGroup("attention_norm", ("attention.wqkv",)),
+    QuantGroup("attention.wqkv", ("attention.wo",)),
     QuantGroup("ffn_norm", ("feed_forward.w1", "feed_forward.w3")),
     QuantGroup("feed_forward.w3", ("feed_forward.w2",)),
 )

@@ -77,7 +77,10 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
         head_dim=a.head_dim,
         max_model_tokens=config.max_model_tokens or arch.max_model_tokens,
         dtype=dtype_name(raw),
-        groups=(AttentionGroup("full", tuple(range(arch.num_layers))),),
+        groups=tuple(
+            AttentionGroup("full" if window is None else f"window {window}", layers, window)
+            for window, layers in arch.groups
+        ),
         rope=arch.rope.base_rule(),
         linear_params=arch.num_layers * sum(prod(shape) for shape in layer_linears(family, arch).values()),
         other_params=_other_params(family, arch),

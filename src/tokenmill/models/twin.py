@@ -20,14 +20,17 @@ from tokenmill.weights.contract import Source
 from tokenmill.weights.source import open_source
 
 # Rotations that transformers' Llama does not compute.
-UNKNOWN_ROPES = ("qwen",)
+UNKNOWN_ROPES = ("qwen", "none")
 
 
 def load_twin(folder: str | Path, config: ModelConfig = ModelConfig()) -> Any:
     """transformers' model with this folder's weights, ready to run. Raises ConfigError where there is none."""
     family, arch = read_arch(folder, config)
     if arch.rope.kind in UNKNOWN_ROPES or arch.logn_tokens is not None:
-        raise ConfigError(f"transformers cannot compute rope {arch.rope.kind!r} or LogN: nothing to compare with")
+        raise ConfigError(
+            f"transformers has no class for {family.name} with rope {arch.rope.kind!r}"
+            f"{' and LogN attention' if arch.logn_tokens is not None else ''}: nothing to compare with"
+        )
     raw = read_config(folder, config)
     tensors = plain_tensors(family, arch, open_source(folder))
     if family.twin is not None:

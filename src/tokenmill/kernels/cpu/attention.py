@@ -4,9 +4,9 @@ One-token rows go in bunches whose K and V fit a core's cache: larger copies are
 handing out of it costs more than the attention. The g query heads that share a kv head go as g queries of one head, so
 that K and V are never repeated.
 
-Copying whole blocks brings in what lies behind a row's end: it is masked, but a NaN there (a row that failed, in a block
-given on) would survive the mask. A result that is not finite is therefore computed again by the reference, which reads
-only the row's own tokens; that costs time where a row has failed, and nothing otherwise.
+Copying whole blocks brings in what lies behind a row's end: it is masked, but a NaN there (a row that failed, in a
+block given on) would survive the mask. A result that is not finite is therefore computed again by the reference, which
+reads only the row's own tokens; that costs time where a row has failed, and nothing otherwise.
 
 R rows, T tokens, L places of a context, H query heads, G kv heads, g = H / G, K head dim. Tensors are read on the host
 freely: this is the host.
@@ -24,7 +24,6 @@ from torch.nn import functional
 from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.kernels.ops import AttentionFacts
 from tokenmill.kernels.reference.attention import attention as reference
-from tokenmill.kernels.reference.attention import refuse_unserved
 from tokenmill.kv.contract import KVPages, KVShape
 
 # K and V of a bunch in fp32: measured best near 1 MiB with a second-level cache of 2 MiB.
@@ -32,9 +31,10 @@ BUNCH_BYTES = 1 << 20
 
 
 def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts) -> Tensor:
-    """As the reference. Rows whose lengths the host was not told (graph buckets) are the reference's."""
-    refuse_unserved(facts)
-    if rows.chunks is None and not rows.all_single:
+    """As the reference. Rows whose lengths the host was not told (graph buckets) are the reference's, and so are layers
+    with a window, a soft cap, ALiBi or sinks."""
+    varied = (facts.window_tokens, facts.softcap, facts.alibi_slopes_H, facts.sinks_H)
+    if (rows.chunks is None and not rows.all_single) or any(value is not None for value in varied):
         return reference(q_THK, pages, rows, group, facts)
     chunks = rows.chunks or ()
     singles = chunks[0].row if chunks else min(len(q_THK), len(rows.totals_R))

@@ -21,19 +21,11 @@ def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: A
     One-token rows go as one batch. Longer rows go one by one where the runner knows them on the host (`rows.chunks`),
     else all rows are padded to `rows.max_row_tokens`.
     """
-    refuse_unserved(facts)
     if rows.all_single:
         return _singles(q_THK, pages, rows, group, facts)
     if rows.chunks is None:
         return _padded(q_THK, pages, rows, group, facts)
     return _mixed(q_THK, pages, rows, group, facts)
-
-
-def refuse_unserved(facts: AttentionFacts) -> None:
-    """Attention variants of later families must not be computed as if they were not there."""
-    unserved = (facts.window_tokens, facts.softcap, facts.alibi_slopes_H, facts.sinks_H)
-    if any(value is not None for value in unserved):
-        raise NotImplementedError("attention with a window, soft cap, ALiBi or sinks is not served yet")
 
 
 def _singles(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts) -> Tensor:
@@ -83,12 +75,44 @@ def _padded(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: Att
 
 def _attend(q_RWHK: Tensor, pages: KVPages, index_RL: Tensor, positions_RW: Tensor, facts: AttentionFacts) -> Tensor:
     """Queries [R, W, H, K] at positions [R, W] over contexts [R, L]. Out: like q, softmax and sums in fp32."""
+    if facts.window_tokens is not None:
+        index_RL = _skip_behind(index_RL, positions_RW, facts.window_tokens)
     k_RLGK, v_RLGK = pages.kind.gather(pages, index_RL)
     R, W, H, K = q_RWHK.shape
     G = k_RLGK.shape[2]
     q = q_RWHK.float().reshape(R, W, G, H // G, K)
     scores = torch.einsum("rwghk,rlgk->rghwl", q, k_RLGK) * facts.scale
-    places_L = torch.arange(index_RL.shape[1], device=q.device)
-    hidden_RWL = places_L > positions_RW[:, :, None]
-    weights = scores.masked_fill(hidden_RWL[:, None, None], float("-inf")).softmax(-1)
+    ahead_RWL = torch.arange(index_RL.shape[1], device=q.device) - positions_RW[:, :, None]
+    hidden_RWL = ahead_RWL > 0
+    if facts.window_tokens is not None:
+        hidden_RWL = hidden_RWL | (ahead_RWL <= -facts.window_tokens)
+    scores = _vary(scores, ahead_RWL, facts).masked_fill(hidden_RWL[:, None, None], float("-inf"))
+    weights = _softmax(scores, facts)
     return torch.einsum("rghwl,rlgk->rwghk", weights, v_RLGK).reshape(R, W, H, K).to(q_RWHK.dtype)
+
+
+def _skip_behind(index_RL: Tensor, positions_RW: Tensor, window_tokens: int) -> Tensor:
+    """Places behind the window of a row's first query point at that query: their blocks may be another row's by now,
+    and a NaN among them would survive a mask."""
+    first_R1 = positions_RW.amin(1, keepdim=True).long()
+    own_R1 = index_RL.gather(1, first_R1)
+    places_L = torch.arange(index_RL.shape[1], device=index_RL.device)
+    return torch.where(places_L <= first_R1 - window_tokens, own_R1, index_RL)
+
+
+def _vary(scores_RGHWL: Tensor, ahead_RWL: Tensor, facts: AttentionFacts) -> Tensor:
+    """Soft cap c tanh(s / c), then ALiBi's slope times the key's distance ahead (at most 0)."""
+    if facts.softcap is not None:
+        scores_RGHWL = facts.softcap * torch.tanh(scores_RGHWL / facts.softcap)
+    if facts.alibi_slopes_H is not None:
+        slopes = facts.alibi_slopes_H.view(*scores_RGHWL.shape[1:3], 1, 1)
+        scores_RGHWL = scores_RGHWL + slopes * ahead_RWL[:, None, None]
+    return scores_RGHWL
+
+
+def _softmax(scores_RGHWL: Tensor, facts: AttentionFacts) -> Tensor:
+    """Over L; with sinks each head's own logit joins the sum and takes no value."""
+    if facts.sinks_H is None:
+        return scores_RGHWL.softmax(-1)
+    sinks = facts.sinks_H.float().view(*scores_RGHWL.shape[1:3], 1, 1).expand(*scores_RGHWL.shape[:-1], 1)
+    return torch.cat([scores_RGHWL, sinks], -1).softmax(-1)[..., :-1]

@@ -1,0 +1,142 @@
+"""GPTQ (arXiv 2210.17323): column by column, each column's rounding error is spread over the columns still to come.
+
+Inputs come from the model quantized so far, site by site within the block ("true sequential"). With act_order the
+columns are visited by falling importance over grids fixed beforehand from the original groups: the files need no order
+and every kernel runs them. Without it a group's grid is made when its first column is reached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenmill.errors import FormatError
+from tokenmill.log import get_logger
+from tokenmill.quant.block import SITES, Block
+from tokenmill.quant.grid import Grid, make_grid
+from tokenmill.quant.method import Feed, integer_scheme, settle
+from tokenmill.quant.recipe import Recipe
+from tokenmill.quant.stats import gram
+from tokenmill.weights.contract import Weight
+from tokenmill.weights.scheme import Scheme
+
+NEEDS_DATA = True
+COLUMNS = 128
+DAMP_STEP = 0.01
+MAX_DAMP = 0.5
+
+
+def scheme(recipe: Recipe) -> Scheme:
+    return integer_scheme(recipe, "gptq")
+
+
+def quantize(block: Block, feed: Feed, recipe: Recipe) -> dict[str, Weight]:
+    """Walks the sites; each site's Hessian is shared by the linears that read it."""
+    made: dict[str, Weight] = {}
+    residuals = feed.quantized
+    for site in SITES:
+        names = block.facts.names(site)
+        first = block.linears[names[0]]
+        inputs = (block.site_input(site, residual) for residual in residuals)
+        hessian = Hessian(gram(inputs, first.shape[1], first.device), recipe, "/".join(names))
+        for name in names:
+            made[name] = settle(block, name, solve(block.linears[name], hessian, recipe))
+        if site == "out":
+            residuals = [block.advance(site, residual) for residual in residuals]
+    return made
+
+
+class Hessian:
+    """The damped Hessian of one site and its inverse's upper Cholesky factor, columns in visiting order."""
+
+    def __init__(self, gram_MM: Tensor, recipe: Recipe, where: str):
+        diagonal = gram_MM.diagonal()
+        if not bool(torch.isfinite(diagonal).all()):
+            raise FormatError(f"{where}: the inputs hold NaN or infinity; look at the calibration text and the source")
+        self.dead = diagonal == 0
+        matrix = gram_MM.clone()
+        matrix.diagonal()[self.dead] = 1.0
+        order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
+        self.order = order if recipe.act_order else torch.arange(len(order), device=order.device)
+        self.upper = self._factor(matrix[self.order][:, self.order], recipe.damp_frac, where)
+
+    @staticmethod
+    def _factor(matrix: Tensor, damp_frac: float, where: str) -> Tensor:
+        mean = matrix.diagonal().mean()
+        while damp_frac <= MAX_DAMP:
+            damped = matrix.clone()
+            damped.diagonal().add_(damp_frac * mean)
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if not int(failed):
+                upper: Tensor
+                upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+                if not int(failed) and bool(torch.isfinite(upper).all()):
+                    return upper
+            get_logger().warning("%s: damping %.3g is too little, trying %.3g", where, damp_frac, damp_frac + DAMP_STEP)
+            damp_frac += DAMP_STEP
+        raise FormatError(f"{where}: no damping up to {MAX_DAMP} lets the Hessian be inverted: calibrate on more text")
+
+
+@dataclass(slots=True)
+class _Columns:
+    """A weight being solved: columns in visiting order, and where each lies in the original."""
+
+    weight_NM: Tensor
+    codes_NM: Tensor
+    places: list[int]
+
+
+def solve(weight_NM: Tensor, hessian: Hessian, recipe: Recipe) -> Weight:
+    """The quantized weight of one linear."""
+    original = weight_NM.clone()
+    original[:, hessian.dead] = 0.0
+    grid = make_grid(original, recipe)
+    order = hessian.order
+    columns = _Columns(original[:, order].clone(), torch.empty_like(original), order.tolist())
+    step = _batch_columns(recipe)
+    for start in range(0, len(order), step):
+        stop = min(start + step, len(order))
+        errors = _solve_span(columns, (start, stop), hessian.upper, grid, None if recipe.act_order else recipe)
+        columns.weight_NM[:, stop:] -= errors @ hessian.upper[start:stop, stop:]
+    codes = torch.empty_like(columns.codes_NM)
+    codes[:, order] = columns.codes_NM
+    return grid.weight(codes)
+
+
+def _batch_columns(recipe: Recipe) -> int:
+    """Columns between two updates of all the rest: groups must not begin inside a batch and end outside it."""
+    group = recipe.group or COLUMNS
+    return group if COLUMNS % group and group % COLUMNS else COLUMNS
+
+
+def _solve_span(columns: _Columns, span: tuple[int, int], upper: Tensor, grid: Grid, late: Recipe | None) -> Tensor:
+    """One lazy batch of columns; the scaled errors [N, stop - start] that later columns have to take up.
+
+    late: grids are made when a group's first column is reached, from the weights as they are by then.
+    """
+    start, stop = span
+    work = columns.weight_NM[:, start:stop].clone()
+    errors, top = torch.empty_like(work), grid.top
+    for i in range(stop - start):
+        place = columns.places[start + i]
+        if late is not None and place % (late.group or len(columns.places)) == 0:
+            _refit(grid, columns, work, (start, i), late)
+        scales, zeros = grid.column(place)
+        codes = (torch.round(work[:, i] / scales) + zeros).clamp(0, top)
+        columns.codes_NM[:, start + i] = codes
+        errors[:, i] = (work[:, i] - (codes - zeros) * scales) / upper[start + i, start + i]
+        work[:, i:] -= errors[:, i, None] * upper[start + i, start + i : stop]
+    return errors
+
+
+def _refit(grid: Grid, columns: _Columns, work: Tensor, at: tuple[int, int], recipe: Recipe) -> None:
+    """The grid of the group that begins here, from its columns as they stand."""
+    start, i = at
+    size = recipe.group or columns.weight_NM.shape[1]
+    first = start + i
+    current = torch.cat([work[:, i : i + size], columns.weight_NM[:, start + work.shape[1] : first + size]], 1)
+    fresh = make_grid(current[:, :size], recipe)
+    group = first // size
+    grid.scales_NQ[:, group], grid.zeros_NQ[:, group] = fresh.scales_NQ[:, 0], fresh.zeros_NQ[:, 0]

@@ -1,0 +1,52 @@
+"""What to make: the choices of one quantization run, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tokenmill.errors import ConfigError
+from tokenmill.weights.packing import BITS
+
+FP8_KINDS = ("tensor", "channel", "block")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Choices of a run; `method` is a module of `quant/methods`.
+
+    to: disk format of integer weights, as `tokenmill convert-weights --to` names them ("": the method's own).
+    group: in-features per scale, None for one scale per out-feature. act_order: GPTQ visits columns by importance, over
+    groups fixed beforehand, so that files need no order. damp_frac: added to the Hessian's diagonal, of its mean.
+    ratios: steps of the AWQ search; duo: search the form with weight magnitudes as well. clip: AWQ searches a clip.
+    search_tokens: calibration tokens the AWQ and SmoothQuant searches run through a whole module (statistics and
+    Hessians use all). fp8: how scales are laid out. block: (rows, columns) of FP8 blocks.
+    """
+
+    method: str = "awq_gptq"
+    to: str = ""
+    bits: int = 4
+    group: int | None = 128
+    symmetric: bool = False
+    act_order: bool = True
+    damp_frac: float = 0.01
+    ratios: int = 20
+    duo: bool = True
+    clip: bool = True
+    search_tokens: int = 16_384
+    fp8: str = "block"
+    block: tuple[int, int] = (128, 128)
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise ConfigError(f"--w-bits {self.bits} is not served; {', '.join(map(str, BITS))} are")
+        if self.group is not None and self.group <= 0:
+            raise ConfigError(f"--w-group-size {self.group} must be positive, or -1 for one scale per out-feature")
+        if not 0 < self.damp_frac < 1:
+            raise ConfigError(f"damping {self.damp_frac} must lie between 0 and 1; 0.01 is usual")
+        if self.fp8 not in FP8_KINDS:
+            raise ConfigError(f"fp8 {self.fp8!r} is unknown; {', '.join(FP8_KINDS)} are served")
+
+    def facts(self) -> dict[str, Any]:
+        """For reports and manifests."""
+        return asdict(self)
