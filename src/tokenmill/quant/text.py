@@ -7,10 +7,11 @@ random, by seed, from the tokenized text; the windows quality is measured on com
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
+import inspect
 import json
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ OWN = "python-docs"
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".npy")
 TEXT_FIELDS = ("text", "content", "sentence")
 MIN_DOCSTRING = 200
+_TRIPLE = re.compile(r'"""(.+?)"""', re.DOTALL)
 Encode = Callable[[str], list[int]]
 
 
@@ -186,12 +188,7 @@ def _library_files() -> list[Path]:
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and len(text) >= MIN_DOCSTRING:
-                yield text
+    """Long texts between triple quotes: docstrings, usage texts, templates. Parsing would take ten times as long."""
+    for found in _TRIPLE.finditer(path.read_text("utf-8", errors="ignore")):
+        if len(found[1]) >= MIN_DOCSTRING:
+            yield inspect.cleandoc(found[1])
