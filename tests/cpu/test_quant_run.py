@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.outliers import inject
 from tests.support.packed import Packed
 
 from tokenmill.errors import CapacityError, ConfigError, FormatError
@@ -118,6 +119,19 @@ def test_better_methods_end_nearer_to_the_source(tmp_path, llama):
         job = Job(llama, tmp_path / method, Recipe(method, group=64, search_tokens=512), tokens(16, distinct=30))
         kl[method] = quantize_folder(job).quality.kl
     assert kl["gptq"] < 0.9 * kl["rtn"] and kl["awq_gptq"] < 0.9 * kl["rtn"]
+
+
+def test_outliers_cost_rounding_more_than_they_cost_us(tmp_path):
+    """A model with outliers injected computes what it did; rounding then loses far more, scales that move do not."""
+    source = make_tiny("llama", tmp_path / "m")
+    before = logits(source, tokens().held[0])
+    kl = {"clean": quantize_folder(Job(source, tmp_path / "clean", recipe("rtn"), tokens())).quality.kl}
+    inject(source, json.loads((source / "config.json").read_text()))
+    assert torch.allclose(logits(source, tokens().held[0]), before, atol=2e-3)
+    for method in ("rtn", "awq_gptq"):
+        job = Job(source, tmp_path / method, Recipe(method, group=64, search_tokens=512), tokens(12))
+        kl[method] = quantize_folder(job).quality.kl
+    assert kl["rtn"] > 1.5 * kl["clean"] and kl["awq_gptq"] < 0.6 * kl["rtn"], kl
 
 
 def test_tied_embeddings_and_half_norms(tmp_path):
