@@ -1,4 +1,8 @@
-"""JSON objects that follow a schema given in the prompt, filled from the data in the request. The held-out key is the field names."""
+"""JSON objects that follow a schema given in the prompt, filled from the data in the request.
+
+The held-out key is the field names.
+"""
+
 from __future__ import annotations
 
 import json
@@ -8,8 +12,12 @@ from typing import Any
 from demo.sample import Sample, assistant, draw_key, user
 from demo.sets.schema import fields, object_schema, spoken_value
 
-ASK = ("Answer with a JSON object that follows this schema: {s}\n{d}", "{d}\nWrite this as JSON with the schema {s}", "Schema: {s}\nData: {d}",
-       "Return JSON for this schema: {s}\n{d}")
+ASK = (
+    "Answer with a JSON object that follows this schema: {s}\n{d}",
+    "{d}\nWrite this as JSON with the schema {s}",
+    "Schema: {s}\nData: {d}",
+    "Return JSON for this schema: {s}\n{d}",
+)
 ZH_ASK = ("请按照这个格式输出JSON：{s}\n{d}", "{d}\n请按这个schema写成JSON：{s}")
 PAIRS = ("{k}: {v}", "{k} = {v}", "The {k} is {v}.")
 

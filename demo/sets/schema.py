@@ -1,16 +1,27 @@
-"""Random fields: a name, a JSON-schema type and values of that type, for tools and objects. Names are combined from word lists,
-so that no model can know them by heart."""
+"""Random fields: a name, a JSON-schema type and values of that type, for tools and objects.
+
+Names are combined from word lists, so that no model can know them by heart.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from demo.sample import listed
 from demo.sets import words
 
-QUALIFIERS = ["user", "first", "last", "home", "work", "start", "end", "main", "new", "old", "total", "max", "min", "target", "source", "item"]
-TEXT_NOUNS = ["name", "city", "color", "title", "place", "street", "country", "team", "brand", "model", "topic", "label", "owner", "author", "tag", "animal", "food", "hobby", "code", "unit"]
-NUMBER_NOUNS = ["age", "count", "size", "price", "year", "level", "score", "amount", "height", "width", "weight", "speed", "days", "guests", "pages", "rank", "limit", "number"]
+QUALIFIERS = listed("""
+    user first last home work start end main new old total max min target source item
+""")
+TEXT_NOUNS = listed("""
+    name city color title place street country team brand model topic label owner author tag animal food hobby code
+    unit
+""")
+NUMBER_NOUNS = listed("""
+    age count size price year level score amount height width weight speed days guests pages rank limit number
+""")
 FLAG_NOUNS = ["active", "open", "paid", "urgent", "visible", "ready"]
 CITY_NOUNS = {"city", "place", "street", "country"}
 NAME_NOUNS = {"name", "owner", "author"}
@@ -42,7 +53,11 @@ class Field:
             return words.name(rng)
         if self.noun == "code":
             return words.code(rng)
-        return rng.choice(EXACT[self.noun]) if self.noun in EXACT else rng.choice([words.word, words.word, words.name])(rng)
+        return (
+            rng.choice(EXACT[self.noun])
+            if self.noun in EXACT
+            else rng.choice([words.word, words.word, words.name])(rng)
+        )
 
 
 def field(rng: Random) -> Field:

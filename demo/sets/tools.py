@@ -1,9 +1,11 @@
-"""Tool calls in InternLM2's form: functions listed in the prompt, one of them called with values from the user's words.
+"""Tool calls in InternLM2's form: functions listed in the prompt, one of them called with values from the user's
+words.
 
-Function names, parameters and values are drawn, so that the call must be copied from the prompt. A sixth are a weather tool in
-its usual wording. After a call some conversations give the environment's result and the answer to the user. The held-out key is
-(function name, its parameter names).
+Function names, parameters and values are drawn, so that the call must be copied from the prompt. A sixth are a
+weather tool in its usual wording. After a call some conversations give the environment's result and the answer to the
+user. The held-out key is (function name, its parameter names).
 """
+
 from __future__ import annotations
 
 import json
@@ -11,14 +13,25 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from demo.sample import Sample, assistant, draw_key, plugin_call, plugin_message, system, user
+from demo.sample import Sample, assistant, draw_key, listed, plugin_call, plugin_message, system, user
 from demo.sets import words
 from demo.sets.schema import Field, fields, object_schema, spoken_value
 
-VERBS = ["get", "find", "book", "open", "close", "send", "add", "delete", "update", "search", "check", "play", "start", "stop", "order", "show", "list", "create", "move", "read", "set", "count", "print", "buy", "sell"]
+VERBS = listed("""
+    get find book open close send add delete update search check play start stop order show list create move read
+    set count print buy sell
+""")
 SYSTEMS = ("You are a helpful assistant.", "You can call tools.", "Use the tools when needed.")
-WEATHER_ASK = ("What is the weather in {c}?", "What's the weather like in {c}?", "What's the weather like in {c} today?", "How is the weather in {c} today?",
-               "Tell me the weather in {c}.", "{c}今天天气怎么样？", "{c}的天气怎么样？", "查一下{c}的天气。")
+WEATHER_ASK = (
+    "What is the weather in {c}?",
+    "What's the weather like in {c}?",
+    "What's the weather like in {c} today?",
+    "How is the weather in {c} today?",
+    "Tell me the weather in {c}.",
+    "{c}今天天气怎么样？",
+    "{c}的天气怎么样？",
+    "查一下{c}的天气。",
+)
 WEATHER_NAMES = ("get_weather", "get_current_weather", "weather")
 
 
@@ -73,7 +86,14 @@ def turn(rng: Random, chosen: Tool) -> tuple[str, dict[str, Any]]:
 
 def after(rng: Random, values: dict[str, Any]) -> list[dict[str, str]]:
     """The environment's result and the answer that repeats it."""
-    key, value = rng.choice([("status", "done"), ("result", words.word(rng)), ("result", words.number(rng)), ("weather", rng.choice(["sunny", "rainy", "cloudy"]))])
+    key, value = rng.choice(
+        [
+            ("status", "done"),
+            ("result", words.word(rng)),
+            ("result", words.number(rng)),
+            ("weather", rng.choice(["sunny", "rainy", "cloudy"])),
+        ]
+    )
     content = json.dumps({key: value}, ensure_ascii=False)
     return [{"role": "environment", "name": "<|plugin|>", "content": content}, assistant(f"The {key} is {value}.")]
 

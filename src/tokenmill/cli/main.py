@@ -2,7 +2,7 @@
 
 A verb's module has `add_arguments(parser)` and `run(args) -> int` (the exit code). Errors meant for a user end as one
 line on stderr, `error: ...`, with the error's exit code; Ctrl-C ends with 130; a reader that went away (`| head`) with
-0. Nothing here imports torch.
+0; a defect with 70, and TOKENMILL_LOG_LEVEL=DEBUG shows where. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CTRL_C = 128 + signal.SIGINT
 USAGE_ERROR = 2
+DEFECT = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ TABLE: Table = {
     "eval": _EVAL,
     "bench": _BENCH,
     "convert-weights": Verb("convert_weights", "change a checkpoint's quantized format without loss"),
-    "convert": Verb("", "make a workspace (first LMDeploy generation)", later="models load from their own folder"),
+    "convert": Verb("convert", "make a workspace of LMDeploy's first generation"),
     "verify": Verb("verify", "check a checkpoint folder against its manifest"),
     "make-tiny": Verb("make_tiny", "write a tiny random checkpoint, for tests"),
 }
@@ -174,3 +175,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python would complain once more when it flushes stdout at exit.
         sys.stdout = None
         return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: one line to the user, the rest to the log
+        return defect(error)
+
+
+def defect(error: Exception) -> int:
+    """Says that we are at fault, and how to see more."""
+    from tokenmill import log
+
+    log.configure().debug("where it happened", exc_info=error)
+    print(f"error: a defect of Tokenmill: {log.safe(f'{type(error).__name__}: {error}')} "
+          "(please report it; TOKENMILL_LOG_LEVEL=DEBUG shows where)", file=sys.stderr)  # fmt: skip
+    return DEFECT

@@ -13,6 +13,10 @@ from tokenmill.errors import RequestError
 from tokenmill.types import Request
 
 
+# Every step compares each row with as many stop ids as the row that has most of them.
+MOST_STOP_IDS = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """What the engine adds to a request: its number, its place in line, its seed, and when its time is over."""
@@ -47,6 +51,8 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
         raise RequestError(f"prompt token ids must lie in [0, {capacity.vocab_size})", param="prompt")
     if stop.max_new_tokens < 0 or stop.min_new_tokens < 0:
         raise RequestError("max_new_tokens and min_new_tokens must be at least 0", param="max_tokens")
+    if len(stop.token_ids) > MOST_STOP_IDS:
+        raise RequestError(f"{len(stop.token_ids)} stop token ids; the limit is {MOST_STOP_IDS}", param="stop_token_ids")
     if request.media and capacity.encoder_cache_bytes == 0:
         raise RequestError("this model takes no images: send text only", param="messages")
 

@@ -113,10 +113,13 @@ def _array_out(value: object) -> object:
 def _array_in(code: int, data: memoryview) -> NDArray[np.generic]:
     if not 0 <= code < len(DTYPES):
         raise WireError(f"array type {code} is unknown")
-    axes = data[0]
-    shape = struct.unpack_from(f"<{axes}I", data, 1)
-    # A copy, so that an array does not keep its whole frame alive.
-    return np.frombuffer(data, DTYPES[code], offset=1 + 4 * axes).reshape(shape).copy()
+    try:
+        axes = data[0]
+        shape = struct.unpack_from(f"<{axes}I", data, 1)
+        # A copy, so that an array does not keep its whole frame alive.
+        return np.frombuffer(data, DTYPES[code], offset=1 + 4 * axes).reshape(shape).copy()
+    except (IndexError, ValueError, struct.error) as error:
+        raise WireError(f"{len(data)} bytes are no array: {error}") from error
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_array_out)

@@ -54,7 +54,7 @@ def by_block(weight_NM: Tensor, block: tuple[int, int]) -> Fp8Block:
     """Blocks at the edges may be partial."""
     (num_out, num_in), (rows, columns) = weight_NM.shape, block
     padded = functional.pad(weight_NM.abs(), (0, -num_in % columns, 0, -num_out % rows))
-    largest = padded.unflatten(0, (-1, rows)).unflatten(2, (-1, columns)).amax((1, 3))
+    largest = padded.reshape(len(padded) // rows, rows, -1, columns).amax((1, 3))
     scales = _scales(largest)
     spread = scales.repeat_interleave(rows, 0)[:num_out].repeat_interleave(columns, 1)[:, :num_in]
     return Fp8Block((weight_NM / spread).to(E4M3), scales, block)

@@ -33,6 +33,7 @@ Factory = Callable[[], Awaitable[TextEngine]]
 # After the drain: how long answers that were aborted may take to say so, and the engine to close.
 _LAST_WORDS_S = 1.0
 _CLOSE_S = 10.0
+_BACKLOG = 2048
 
 
 def run_server(factory: Factory, options: ServerOptions, say: Callable[[str], Any] = sys.stdout.write) -> int:
@@ -155,6 +156,8 @@ def bind(options: ServerOptions) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((options.host, options.port))
+        # Already now: whoever reads the address off our first lines may connect at once, and waits until we accept.
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         reason = error.strerror or "not available"
