@@ -11,8 +11,9 @@ import httpx
 import openai
 import pytest
 from tests.support.commands import serving
+from tests.support.triton_backend import InferenceRequest, backend
 
-from tokenmill.api.workspace import WEIGHTS
+from tokenmill.api.workspace import REPOSITORY, WEIGHTS
 from tokenmill.cli.main import main
 from tokenmill.serve.ui.terminal import PROMPT
 
@@ -103,6 +104,16 @@ def test_the_first_generation(model: Path, chat, tmp_path: Path) -> None:
         assert page.status_code == 200 and "chat/completions" in httpx.get(f"{served.url}/openapi.json").text
     assert served.ended == 0
     assert "(int8)" in served.told and "64 sequences" in served.told and "--max-batch-size" in served.told
+
+
+def test_the_workspace_in_a_triton_server(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "internlm-chat-7b", str(model)]) == 0
+    with backend(tmp_path / "workspace" / REPOSITORY) as triton:
+        request = InferenceRequest(text_input="Hello", sampling_parameters='{"temperature": 0, "max_tokens": 8}')
+        triton.execute([request])
+        (response,) = request.wait()
+    assert response.error is None and response.outputs["text_output"][0]
 
 
 def test_the_openai_script(model: Path) -> None:

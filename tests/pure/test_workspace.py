@@ -47,7 +47,7 @@ def test_a_new_file_is_the_tutorial_s(model: Path) -> None:
     folder = made(model)
     assert workspace.read_ini(folder / workspace.WEIGHTS / "config.ini") == INTERNLM_7B
     assert {f.name for f in (folder / workspace.TOKENIZER).iterdir()} == {"tokenizer.model", "tokenizer_config.json"}
-    assert not list(folder.rglob("*.py")) and not list(model.parent.glob("*.partial"))
+    assert [f.name for f in folder.rglob("*.py")] == ["model.py"] and not list(model.parent.glob("*.partial"))
 
 
 def unfolded(folder: Path, changes: dict[str, str], config: EngineConfig | None = None) -> EngineConfig:

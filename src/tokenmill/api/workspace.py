@@ -4,6 +4,7 @@
       tokenmill-workspace.json   who made it; only such a folder is ever replaced
       triton_models/weights/     the checkpoint as it was, and config.ini, which people edit
       triton_models/tokenizer/   the tokenizer's files
+      model_repository/          for a Triton Inference Server: the model `tokenmill`, by its Python backend
 
 `make_workspace` writes one, `unfold` turns one into a configuration. Keys of config.ini keep their old meanings:
 `quant_policy` 4 is an int8 KV cache, `rope_scaling_factor` from 1.0 on is dynamic NTK, `session_len` holds 8 spare
@@ -35,6 +36,25 @@ SECTION = "llama"
 SPARE_TOKENS = 8
 BLOCK_TOKENS = 64
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "*.jinja")
+REPOSITORY = Path("model_repository") / "tokenmill"
+MODEL_PY = "from tokenmill.serve.triton.model import TritonPythonModel\n\n__all__ = [\"TritonPythonModel\"]\n"
+CONFIG_PBTXT = """\
+name: "tokenmill"
+backend: "python"
+max_batch_size: 0
+model_transaction_policy { decoupled: true }
+parameters { key: "model" value: { string_value: "../.." } }
+input [
+  { name: "text_input" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "stream" data_type: TYPE_BOOL dims: [ 1 ] optional: true },
+  { name: "sampling_parameters" data_type: TYPE_STRING dims: [ 1 ] optional: true }
+]
+output [
+  { name: "text_output" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "finish_reason" data_type: TYPE_STRING dims: [ 1 ] }
+]
+instance_group [ { kind: KIND_CPU count: 1 } ]
+"""
 NAME = re.compile(r"[\w][\w.-]{0,127}")
 
 
@@ -209,6 +229,9 @@ def fill(folder: Path, name: str, source: Path, tp: int) -> None:
     parser[SECTION] = {key: str(value) for key, value in values.items()}
     with (weights / "config.ini").open("w", encoding="utf-8") as out:
         parser.write(out)
+    (folder / REPOSITORY / "1").mkdir(parents=True)
+    (folder / REPOSITORY / "config.pbtxt").write_text(CONFIG_PBTXT, encoding="utf-8")
+    (folder / REPOSITORY / "1" / "model.py").write_text(MODEL_PY, encoding="utf-8")
     (folder / MARK).write_text(json.dumps({"tokenmill": __version__, "name": name}) + "\n", encoding="utf-8")
 
 
