@@ -86,7 +86,7 @@ LLAMA_NAMES = {
 def batch_of(lengths: list[int], groups: int) -> tuple[Batch, list[Tensor]]:
     draw = torch.Generator().manual_seed(1)
     ids = [torch.randint(3, ARCH.vocab, (n,), generator=draw) for n in lengths]
-    samples = [data.Encoded(i.numpy(), torch.ones(len(i)).bool().numpy(), 0) for i in ids]
+    samples = [data.Encoded(i.numpy(), torch.ones(len(i)).bool().numpy()) for i in ids]
     for s in samples:
         s.learn[-1] = False
     return data.pack(samples, groups), sorted(ids, key=len)
@@ -225,7 +225,7 @@ def test_training_goes_down_and_goes_on(tmp_path: Path) -> None:
     run = train.make_run(preset, torch.device("cpu"), 1)
     tokenizer().save(str(tmp_path / TOKENIZER))
     batches = iter(train.Batches(tokenizer().to_str(), preset, 1))
-    first = next(batches)
+    first, second = (Batch.from_wire(next(batches), run.device) for _ in range(2))
     losses = [train.train_step(run, first, 1.0).item() for _ in range(8)]
     assert losses[-1] < losses[0] - 1
     run.step, run.spent_s = 8, 4.0
@@ -233,7 +233,6 @@ def test_training_goes_down_and_goes_on(tmp_path: Path) -> None:
     other = train.make_run(preset, torch.device("cpu"), 2)
     train.load_state(other, tmp_path)
     assert (other.step, other.spent_s) == (8, 4.0)
-    second = next(batches)
     assert train.train_step(other, second, 0.5).item() == train.train_step(run, second, 0.5).item()
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), other.model.parameters(), strict=True))
     assert {p.name for p in tmp_path.iterdir()} == {TOKENIZER, STATE, DELIVERY}
