@@ -1,10 +1,10 @@
 """Make the model folder: `python -m demo.export TRAINING [--to FOLDER]`, by default `src/tokenmill/demo_model`.
 
 Contract: TRAINING is what `demo.train` left (`trained.safetensors` or `latest.pt`, and `tokenizer.json`); where its
-`report.json` is missing or of another step, the held-out items are asked first. FOLDER becomes exactly an InternLM2 folder in bf16
-(tensor names, grouped `wqkv`, untied head, special tokens, chat template, generation config) with a model card, the
-training report, the held-out items and `manifest.json` (size and SHA-256 of every file). It is written beside its
-place, checked, and swapped in by renames: a failure leaves the old folder as it was.
+`report.json` is missing or of another step, the held-out items are asked first. FOLDER becomes exactly an InternLM2
+folder in bf16 (tensor names, grouped `wqkv`, untied head, special tokens, chat template, generation config) with a
+model card, the training report, the held-out items and `manifest.json` (size and SHA-256 of every file). It is written
+beside its place and swapped in by renames: a failure leaves the old folder as it was.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def report_of(trained: Trained, training: Path) -> dict[str, Any]:
     path = training / REPORT
     found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     of = (found.get("architecture"), found.get("training", {}).get("step"))
-    return found if of == (asdict(trained.model.arch), trained.facts["step"]) else finish(training)
+    return found if of == (asdict(trained.model.arch), trained.facts["step"]) else finish(training, trained)
 
 
 def export(training: Path, folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from demo import data
-from demo.checkpoint import TOKENIZER, deliver, load_state, progress, save_state
+from demo.checkpoint import TOKENIZER, deliver, load_state, load_trained, progress, save_state
 from demo.heldout import PER_SET
 from demo.model import Arch, Batch, DemoModel
 from demo.muon import Muon
@@ -258,7 +258,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast on a CPU too: faster where it has AMX")
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers; falls back where it fails")
-    parser.add_argument("--heldout", type=int, default=PER_SET, help="items a set that the report asks")
+    parser.add_argument("--heldout", type=int, default=PER_SET, help="items a set that the report asks; 0 for none")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a number of the preset or its arch"
     )
@@ -320,7 +320,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.compile:
         compile_layers(run, Batch.from_wire(next(batches), run.device))
     fit(run, batches, held, folders)
-    finish(args.out, args.heldout)
+    if args.heldout:
+        finish(args.out, load_trained(args.out), args.heldout)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import torch
 from demo import data, export, heldout, train
 from demo.checkpoint import DELIVERY, STATE, TOKENIZER, Trained, deliver, load_delivery
+from demo.checkpoint import REPORT as REPORT_FILE
 from demo.generate import Limits, answers
 from demo.measure import measure, prompt_text, table
 from demo.model import Batch, DemoModel
@@ -257,6 +258,26 @@ def test_measure_counts_every_item() -> None:
     assert [(r.set, r.total) for r in results] == [(name, 2) for name in GOALS]
     assert all(r.right <= r.ended for r in results), "a cut answer is never right"
     assert all(name in table(results) for name in GOALS)
+
+
+def test_export_measures_only_what_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = {f: getattr(ARCH, f) for f in ARCH.__dataclass_fields__}
+    deliver(rounded_model(), REPORT["training"], tmp_path)
+    tokenizer().save(str(tmp_path / TOKENIZER))
+    asked: list[int] = []
+
+    def measured(folder: Path, trained: Trained) -> dict[str, Any]:
+        asked.append(trained.facts["step"])
+        return REPORT | {"architecture": architecture, "training": trained.facts}
+
+    monkeypatch.setattr(export, "finish", measured)
+    for step, times in ((1, 0), (2, 1)):
+        report = REPORT | {"architecture": architecture, "training": REPORT["training"] | {"step": step}}
+        (tmp_path / REPORT_FILE).write_text(json.dumps(report))
+        export.export(tmp_path, tmp_path / "model")
+        assert len(asked) == times
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| tools | 1 of 4 | 25.0% | 95% | 50.0% |" in card
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
