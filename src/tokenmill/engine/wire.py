@@ -23,6 +23,7 @@ LENGTH = struct.Struct("<I")
 MOST_FRAME_BYTES = 1 << 30
 DTYPES = tuple(np.dtype(name) for name in ("<f4", "<i4", "<i8", "|i1", "<f8"))
 RAISED_AGAIN = (errors.ConfigError, errors.FormatError, errors.CapacityError, errors.EngineDeadError)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class WireError(Exception):
@@ -149,7 +150,7 @@ def body_length(head: bytes) -> int:
 def read_to_engine(body: bytes) -> ToEngine:
     try:
         record: ToEngine = _to_engine.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError(f"not a record for the engine: {error}") from error
     return record
 
@@ -157,7 +158,7 @@ def read_to_engine(body: bytes) -> ToEngine:
 def read_from_engine(body: bytes) -> FromEngine:
     try:
         record: FromEngine = _from_engine.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise WireError(f"not a record of the engine: {error}") from error
     return record
 
