@@ -58,6 +58,8 @@ def follow(seat: Seat) -> None:
 
 def build_share(config: EngineConfig, device: torch.device, group: Group) -> DeviceRunner:
     """One rank's Runner. Every rank of the group calls it with the same configuration."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     phases = Phases()
     spec = read_spec(config.model.path, replace(config.model, max_model_tokens=None))
     config = resolve(config, spec, device)
