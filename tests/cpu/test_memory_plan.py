@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tokenmill.config import CacheConfig, EngineConfig, KernelConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from tokenmill.config import (
+    CacheConfig,
+    DeviceFacts,
+    EngineConfig,
+    KernelConfig,
+    ModelConfig,
+    ParallelConfig,
+    SchedulerConfig,
+)
 from tokenmill.errors import CapacityError, ConfigError
 from tokenmill.kv.layout import kind_names, load_kind
 from tokenmill.models.contract import ModelSpec
 from tokenmill.models.spec import read_spec
 from tokenmill.models.tiny import make_tiny
-from tokenmill.runner import memory
+from tokenmill.runner import memory, runner
 from tokenmill.runner.plan import GIB, MemoryPlan, PlanRequest, format_plan, memory_plan, require_tokens
 from tokenmill.runner.runner import make_runner
 
@@ -173,15 +182,31 @@ def test_what_a_runner_says_of_itself(tmp_path):
     """Weights in bytes by the closed form; phases, cache and context as the configuration has them."""
     folder = make_tiny("llama", tmp_path)
     cache, kernels = CacheConfig(num_blocks=32), KernelConfig("cpu")
-    runner = make_runner(EngineConfig(ModelConfig(str(folder)), cache, kernels=kernels))
-    told, spec = runner.control("describe"), read_spec(folder)
-    runner.close()
+    made = make_runner(EngineConfig(ModelConfig(str(folder)), cache, kernels=kernels))
+    told, spec = made.control("describe"), read_spec(folder)
+    made.close()
     # The rotation's frequencies are all that is held beside the parameters.
     assert 0 <= told["weights_bytes"] - 4 * (spec.linear_params + spec.other_params) <= 4 * spec.head_dim
     assert told["kv_bytes"] == 32 * 16 * told["token_bytes"]
     assert told["token_bytes"] == 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 4
     assert (told["tokens"], told["max_model_tokens"], told["sequences"]) == (512, 256, {"256": 2})
     assert set(told["phases_s"]) == {"weights", "cache", "graphs"}
+
+
+@pytest.mark.parametrize(("backend", "step_tokens"), [("reference", 2048), ("triton", 8192)])
+def test_steps_are_short_only_where_attention_gathers(monkeypatch, backend, step_tokens):
+    """On a GPU that is not here: its facts and the bound ops are stood in for."""
+    monkeypatch.setattr(runner, "device_facts", lambda device: DeviceFacts("cuda", 80 * GIB))
+    monkeypatch.setattr(runner, "bind", lambda *_: SimpleNamespace(backends={"attention": backend}))
+    spec, gpu = spec_of("7B"), torch.device("cuda")
+    made = runner.resolve(EngineConfig(ModelConfig("x")), spec, gpu)
+    assert (made.scheduler.max_step_tokens, made.model.dtype, made.cache.block_tokens) == (step_tokens, "float16", 64)
+    asked = runner.resolve(EngineConfig(ModelConfig("x"), scheduler=SchedulerConfig(max_step_tokens=999)), spec, gpu)
+    assert asked.scheduler.max_step_tokens == 999
+    need = memory.cache_need(made, spec, load_kind("auto"), 1)
+    keys = runner.capture_keys(made, need, runner.gathers(made, gpu))
+    assert ((256, 4096) in keys) == (backend == "triton")
+    assert runner.gathers(made, torch.device("cpu")) is False
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -111,7 +111,7 @@ def test_nothing_in_a_step_waits_for_the_device(tmp_path, sampling):
     driver.run(decode=[0, 1, 2])
     more = {"inits": [init(3, PROMPTS[0], sampling)], "new_blocks": driver.take(3, 60)}
     plans = [
-        driver.plan(rows=[chunk(3, PROMPTS[0], want=Want.NONE)], decode=[0, 1], **more),
+        driver.plan(rows=[chunk(3, PROMPTS[0], 0, Want.PROMPT_LOGPROBS, [*PROMPTS[0][1:], -1])], decode=[0, 1], **more),
         driver.plan(decode=[0, 1, 2], want_logprobs=ints([1])),
         driver.plan(decode=[0, 1, 2], block_copies=ints([[0, 1, 2]])),
         driver.plan(decode=[0, 1, 2]),

@@ -8,9 +8,11 @@ stand whole.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenmill.engine.contract import I32, RowExtras
@@ -64,13 +66,18 @@ def _prompt_logprobs(hidden_TD: Tensor, targets: I32, num_top: int, model: Model
         empty = hidden_TD.new_zeros(0, dtype=torch.float32)
         ids = hidden_TD.new_zeros((0, num_top), dtype=torch.int32)
         return _named("prompt_", empty, ids, empty.new_zeros(0, num_top))
-    index = torch.from_numpy(known).to(hidden_TD.device)
-    wanted = torch.from_numpy(targets[known].astype(np.int64)).to(hidden_TD.device)
+    index, wanted = (_there(array, hidden_TD.device) for array in (known, targets[known]))
     chunks = [
         raw_logprobs(model.logits(part), ids, num_top)
         for part, ids in zip(torch.split(hidden_TD[index], CHUNK), torch.split(wanted, CHUNK), strict=True)
     ]
     return _named("prompt_", *(torch.cat(column) for column in zip(*chunks, strict=True)))
+
+
+def _there(array: NDArray[Any], device: torch.device) -> Tensor:
+    """int64 on the device, without waiting for it: only pinned memory is copied in the background."""
+    host = torch.from_numpy(array.astype(np.int64))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def add_logprobs(parts: Parts, work: SampleWork, raw_MV: Tensor, tokens_M: Tensor) -> None:

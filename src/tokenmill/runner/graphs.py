@@ -25,8 +25,12 @@ DecodeStep = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def buckets(rows: tuple[int, ...], max_context: int, gather_token_bytes: int) -> list[tuple[int, int]]:
-    """(rows, context) pairs to capture, largest first. `gather_token_bytes`: of one token in reference attention."""
-    pairs = [(r, c) for c in _contexts(max_context) for r in rows if r * c * gather_token_bytes <= GATHER_BYTES]
+    """(rows, context) pairs to capture, largest first. `gather_token_bytes`: of one token in reference attention.
+
+    0: attention reads what is there and nothing else, so the longest context serves all and starts stay short.
+    """
+    contexts = list(_contexts(max_context)) if gather_token_bytes else [max_context]
+    pairs = [(r, c) for c in contexts for r in rows if r * c * gather_token_bytes <= GATHER_BYTES]
     return sorted(pairs, reverse=True)
 
 

@@ -77,6 +77,11 @@ class CudaLane:
         return future
 
     def upload(self, array: NDArray[Any]) -> Tensor:
+        # Events are recorded on the current device's stream, which must be the one that copies.
+        with torch.cuda.device(self._device):
+            return self._upload(array)
+
+    def _upload(self, array: NDArray[Any]) -> Tensor:
         if array.dtype != np.int32 or array.size > RING_INTS:
             return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
         at, self._next = self._next, (self._next + 1) % RING

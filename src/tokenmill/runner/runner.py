@@ -19,6 +19,7 @@ from tokenmill.distributed.group import NullGroup
 from tokenmill.distributed.launch import Seat
 from tokenmill.engine.contract import Capacity, KVGroup, Runner
 from tokenmill.errors import CapacityError, ConfigError
+from tokenmill.kernels.bind import BindFacts, bind
 from tokenmill.kv.layout import load_kind
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.contract import ModelSpec
@@ -57,6 +58,8 @@ def follow(seat: Seat) -> None:
 
 def build_share(config: EngineConfig, device: torch.device, group: Group) -> DeviceRunner:
     """One rank's Runner. Every rank of the group calls it with the same configuration."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     phases = Phases()
     spec = read_spec(config.model.path, replace(config.model, max_model_tokens=None))
     config = resolve(config, spec, device)
@@ -68,7 +71,7 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     capacity = make_capacity(config, spec, groups)
     steps = DeviceSteps(model, capacity, caches, device)
     if device.type == "cuda" and not config.kernels.eager:
-        steps.capture(capture_keys(config, need, model))
+        steps.capture(capture_keys(config, need, gathers(config, device)))
     phases.end("graphs")
     told = describe(config, need, groups, memory.resident_bytes(model), phases)
     runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads), told)
@@ -81,10 +84,18 @@ def resolve(config: EngineConfig, spec: ModelSpec, device: torch.device) -> Engi
     """The configuration that will run; a chunk is kept short where attention is the reference's."""
     facts = ModelFacts(spec.max_model_tokens, spec.dtype, spec.vocab_size)
     resolved = settings.resolve(config, facts, device_facts(device))
-    if config.scheduler.max_step_tokens is None and device.type == "cuda":
+    if config.scheduler.max_step_tokens is None and gathers(resolved, device):
         tokens = max(REFERENCE_STEP_TOKENS, resolved.scheduler.max_rows or 1)
         resolved = replace(resolved, scheduler=replace(resolved.scheduler, max_step_tokens=tokens))
     return resolved
+
+
+def gathers(config: EngineConfig, device: torch.device) -> bool:
+    """True where a GPU's attention is the reference's, which holds contexts and a chunk's scores in fp32."""
+    if device.type != "cuda":
+        return False
+    ops = bind(device, BindFacts(DTYPES[config.model.dtype], config.cache.kv))
+    return ops.backends["attention"] == "reference"
 
 
 def check_ranks(spec: ModelSpec, ranks: int) -> None:
@@ -117,7 +128,7 @@ def size_cache(
     """The cache that fits beside what is loaded: on the rank that has the least room, so that all hold the same."""
     need = memory.cache_need(config, spec, load_kind(config.cache.kv), group.size)
     work = workspace_bytes(spec, config.scheduler.max_rows or 1, config.scheduler.max_step_tokens or 1)
-    if device.type == "cuda":
+    if gathers(config, device):
         work += score_bytes(config, spec, group.size)
     mine = torch.tensor([max(memory.free_bytes(device) - work, 0)], device=device)
     groups, fitted = memory.size_groups(config, need, int(group.all_gather(mine).min()))
@@ -143,11 +154,10 @@ def make_capacity(config: EngineConfig, spec: ModelSpec, groups: tuple[KVGroup, 
     )
 
 
-def capture_keys(config: EngineConfig, need: CacheNeed, model: Decoder) -> list[tuple[int, int]]:
+def capture_keys(config: EngineConfig, need: CacheNeed, gathered: bool) -> list[tuple[int, int]]:
     """Buckets to capture. Attention that gathers nothing is bounded by rows and context alone."""
-    gathers = model.ops.backends.get("attention", "reference") == "reference"
     # K and V of a token in fp32, as reference attention gathers them.
-    token_bytes = 2 * need.shape.num_heads * need.shape.head_dim * 4 if gathers else 0
+    token_bytes = 2 * need.shape.num_heads * need.shape.head_dim * 4 if gathered else 0
     most = config.scheduler.max_rows or 1
     rows = config.kernels.capture_rows or tuple(r for r in graphs.DEFAULT_ROWS if r <= most)
     return graphs.buckets(rows, config.model.max_model_tokens or graphs.LEAST_CONTEXT, token_bytes)
