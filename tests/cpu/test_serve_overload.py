@@ -301,11 +301,10 @@ def test_a_drain_that_takes_too_long_aborts_the_rest_and_tells_them() -> None:
     server = HttpServer(factory, replace(LOOPBACK, drain_timeout_s=0.2))
     thread = run_in_thread(server)
     server.ready.wait(5)
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client:
-        with client.stream("POST", CHAT, json=ENDLESS) as reply:
-            wait_for(lambda: bool(engine.live), 5)
-            server.stop()
-            text = "".join(reply.iter_text())
+    with httpx.stream("POST", f"http://127.0.0.1:{server.port}{CHAT}", json=ENDLESS, timeout=10) as reply:
+        wait_for(lambda: bool(engine.live), 5)
+        server.stop()
+        text = "".join(reply.iter_text())
     assert '"finish_reason":"abort"' in text and text.endswith("data: [DONE]\n\n")
     thread.join(10)
     assert not thread.is_alive() and not engine.live

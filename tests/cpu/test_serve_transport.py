@@ -118,8 +118,8 @@ def test_a_chunked_body_above_the_limit_is_413_before_its_end(tight: Live) -> No
 
 @pytest.mark.parametrize("declared", ["0x20", "-1", "1e3", "99999999999999999999999999", "5, 6"])
 def test_a_length_that_is_none(live: Live, declared: str) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {declared}\r\n\r\n{{}}"
-    assert status(live.raw(head.encode())) in (400, 413)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {declared}\r\n\r\n"
+    assert status(live.raw(head.encode() + b"{}")) in (400, 413)
 
 
 def test_a_silent_body_is_408(tight: Live) -> None:
@@ -172,7 +172,7 @@ BAD_JSON = {
     "-Infinity": b'{"model": "fake", "messages": "a", "temperature": -Infinity}',
     "1e400": b'{"model": "fake", "messages": "a", "temperature": 1e400}',
     "huge int": b'{"model": "fake", "messages": "a", "seed": 9223372036854775808}',
-    "huge int, unknown field": b'{"model": "fake", "messages": "a", "whatever": [{"x": 123456789012345678901234567890}]}',
+    "huge int, unknown field": b'{"model": "fake", "messages": "a", "what": [{"x": 123456789012345678901234567890}]}',
     "10,000 digits": b'{"model": "fake", "messages": "a", "seed": ' + b"9" * 10_000 + b"}",
     "bool as number": b'{"model": "fake", "messages": "a", "temperature": true}',
     "bool as n": b'{"model": "fake", "messages": "a", "n": true}',
@@ -240,7 +240,7 @@ def test_10_mb_without_a_space_holds_nobody_up() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n0\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff1\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",

@@ -90,9 +90,12 @@ def serving(engine: TextEngine, **options: Any) -> Iterator[tuple[HttpServer, ht
     async def factory() -> TextEngine:
         return engine
 
-    with background(factory, replace(LOOPBACK, **options)) as server:
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:
-            yield server, client
+    with background(factory, replace(LOOPBACK, **options)) as server, client_of(server, 30) as client:
+        yield server, client
+
+
+def client_of(server: HttpServer, timeout_s: float) -> httpx.Client:
+    return httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=timeout_s)
 
 
 def wait_for(condition: Callable[[], bool], within_s: float, show: Callable[[], Any] = lambda: "") -> float:

@@ -23,6 +23,7 @@ import uvicorn
 from tokenmill.api.contract import TextEngine
 from tokenmill.errors import ConfigError
 from tokenmill.log import get_logger
+from tokenmill.serve.http.admin import admin_of
 from tokenmill.serve.http.app import build_app
 from tokenmill.serve.http.banner import banner
 from tokenmill.serve.http.options import ServerOptions, check
@@ -33,6 +34,7 @@ Factory = Callable[[], Awaitable[TextEngine]]
 # After the drain: how long answers that were aborted may take to say so, and the engine to close.
 _LAST_WORDS_S = 1.0
 _CLOSE_S = 10.0
+_BACKLOG = 2048
 
 
 def run_server(factory: Factory, options: ServerOptions, say: Callable[[str], Any] = sys.stdout.write) -> int:
@@ -59,6 +61,7 @@ class HttpServer(uvicorn.Server):
         self.failure: BaseException | None = None
         self._factory = factory
         self._socket = bind(options)
+        self._admin = admin_of(self.service, options)
         self._loading: asyncio.Task[None] | None = None
         self._drain_until_s: float | None = None
         self._aborted = False
@@ -78,6 +81,8 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         scheme = "https" if self.options.tls else "http"
         self._log("Uvicorn running on %s://%s:%d (Press CTRL+C to quit)", scheme, self.options.host, self.port)
+        if self._admin is not None:
+            await self._admin.open()
         self._loading = asyncio.create_task(self._load())
 
     async def on_tick(self, counter: int) -> bool:
@@ -87,6 +92,8 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        if self._admin is not None:
+            await self._admin.close()
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
@@ -155,6 +162,8 @@ def bind(options: ServerOptions) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((options.host, options.port))
+        # Already now: whoever reads the address off our first lines may connect at once, and waits until we accept.
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         reason = error.strerror or "not available"
