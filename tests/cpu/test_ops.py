@@ -36,7 +36,7 @@ def test_every_primitive_has_cases():
 
     from tokenmill.kernels.ops import Primitives
 
-    assert set(ops_with_cases()) == {field.name for field in fields(Primitives)}
+    assert set(ops_with_cases()) >= {field.name for field in fields(Primitives)}
 
 
 def test_a_case_fails_on_nan_on_a_wrong_value_and_on_a_wrong_shape():

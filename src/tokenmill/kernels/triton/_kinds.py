@@ -22,19 +22,21 @@ def planes(pages: KVPages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @triton.jit
-def load_heads(values_ptr, params_ptr, head_L, seen_L, KIND: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+def _load_heads(values_ptr, params_ptr, head_L, seen_L, KIND: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """[L, K] fp32 of the head vectors `head_L` (flat place * G + kv head); zeros where not seen or past K."""
     k = tl.arange(0, BLOCK_K)[None, :]
     inside = seen_L[:, None] & (k < K)
     head = head_L[:, None]
     if KIND == 0:
-        return tl.load(values_ptr + head * K + k, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(params_ptr + head * 2, mask=seen_L[:, None], other=0.0).to(tl.float32)
-    low = tl.load(params_ptr + head * 2 + 1, mask=seen_L[:, None], other=0.0).to(tl.float32)
-    if KIND == 1:
-        codes = tl.load(values_ptr + head * K + k, mask=inside, other=0)
+        vectors = tl.load(values_ptr + head * K + k, mask=inside, other=0.0).to(tl.float32)
     else:
-        # Channel d lies in byte d % (K / 2): the low nibble for the first half of the head, the high one behind.
-        packed = tl.load(values_ptr + head * (K // 2) + k % (K // 2), mask=inside, other=0)
-        codes = tl.where(k < K // 2, packed & 15, packed >> 4)
-    return tl.where(k < K, codes.to(tl.float32) * scale + low, 0.0)
+        scale = tl.load(params_ptr + head * 2, mask=seen_L[:, None], other=0.0).to(tl.float32)
+        low = tl.load(params_ptr + head * 2 + 1, mask=seen_L[:, None], other=0.0).to(tl.float32)
+        if KIND == 1:
+            codes = tl.load(values_ptr + head * K + k, mask=inside, other=0)
+        else:
+            # Channel d lies in byte d % (K / 2): the low nibble for the first half of the head, the high one behind.
+            packed = tl.load(values_ptr + head * (K // 2) + k % (K // 2), mask=inside, other=0)
+            codes = tl.where(k < K // 2, packed & 15, packed >> 4)
+        vectors = tl.where(k < K, codes.to(tl.float32) * scale + low, 0.0)
+    return vectors

@@ -20,7 +20,7 @@ from torch import Tensor
 from tokenmill.kernels.meta import RowMeta
 from tokenmill.kernels.ops import AttentionFacts
 from tokenmill.kernels.reference.attention import attention as reference
-from tokenmill.kernels.triton._kinds import CODES, load_heads, planes
+from tokenmill.kernels.triton._kinds import CODES, _load_heads, planes
 from tokenmill.kv.contract import KVPages
 from tokenmill.kv.rotate import rotate
 
@@ -54,8 +54,8 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
         seen_L = place_L < end
         block_L = tl.load(tables_ptr + row * num_blocks + place_L // S, mask=seen_L, other=0).to(tl.int64)
         head_L = (block_L * S + place_L % S) * G + g
-        k_LK = load_heads(k_ptr, k_params_ptr, head_L, seen_L, KIND, K, BLOCK_K)
-        v_LK = load_heads(v_ptr, v_params_ptr, head_L, seen_L, KIND, K, BLOCK_K)
+        k_LK = _load_heads(k_ptr, k_params_ptr, head_L, seen_L, KIND, K, BLOCK_K)
+        v_LK = _load_heads(v_ptr, v_params_ptr, head_L, seen_L, KIND, K, BLOCK_K)
         scores_QL = tl.dot(q_QK, tl.trans(k_LK.to(dtype)), input_precision="ieee") * scale
         scores_QL = tl.where(seen_L[None, :], scores_QL, float("-inf"))
         higher_Q = tl.maximum(most_Q, tl.max(scores_QL, 1))
