@@ -259,3 +259,21 @@ def test_what_a_format_cannot_hold_is_refused():
     )
     with pytest.raises(FormatError, match="act-order"):
         load_format("awq").write(ordered, Scheme("awq", "int", "gemm", 4, 64))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("group", [64, None])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_peer_decompresses_what_we_write(bits, group, symmetric):
+    """compressed-tensors' own decompressor, told by our manifest, gives the numbers our class gives."""
+    peer = pytest.importorskip("compressed_tensors", reason="no compressed-tensors")
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+
+    q, z, s, _ = parts(bits, group, dtype=torch.float32)
+    scheme = detect({"quantization_config": ct_config(bits, group, symmetric)})
+    fmt = load_format("compressed_tensors")
+    z = torch.full_like(z, 1 << (bits - 1)) if symmetric else z
+    weight = fmt.read(disk_layouts.compressed(q, None if symmetric else z, s, bits), scheme)
+    config = peer.quantization.QuantizationConfig.model_validate(fmt.manifest(scheme))
+    theirs = PackedQuantizationCompressor.decompress(fmt.write(weight, scheme), config.config_groups["group_0"])
+    assert torch.equal(theirs["weight"].float(), weight.dequantize())

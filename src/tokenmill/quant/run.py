@@ -6,7 +6,6 @@ finite stops the run, with what to try.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenmill.errors import CapacityError, ConfigError, FormatError
+from tokenmill.errors import ConfigError, FormatError
 from tokenmill.models.spec import read_arch
 from tokenmill.quant.block import Block, block_facts, read_block
 from tokenmill.quant.export import write_folder
@@ -24,7 +23,7 @@ from tokenmill.quant.method import load_method
 from tokenmill.quant.store import BlockStore
 from tokenmill.quant.streams import Streams, begin, ending
 from tokenmill.weights.convert import write_linear
-from tokenmill.weights.export import check_free
+from tokenmill.weights.export import check_free, disk_error
 from tokenmill.weights.format import load_format
 from tokenmill.weights.source import open_folder
 
@@ -46,10 +45,7 @@ def quantize_folder(job: Job, progress: Progress | None = None) -> Outcome:
         _refuse_above(job, outcome, store)
         write_folder(job, opened, store, outcome)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = job.destination.name
-            raise CapacityError(f"no room beside {where}: free some, then run again with --resume") from error
-        raise
+        raise disk_error(error, job.destination) from error
     store.remove()
     return outcome
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenmill.errors import CapacityError, ConfigError, FormatError
+from tokenmill.errors import CapacityError, ConfigError, FormatError, TokenmillError
 from tokenmill.log import safe
 from tokenmill.weights.checkpoint import SAFETENSORS_INDEX, SAFETENSORS_SINGLE, Checkpoint, read_json
 from tokenmill.weights.safetensors_writer import Written, write_safetensors
@@ -107,7 +107,10 @@ def staged(destination: Path, shard_bytes: int = SHARD_BYTES) -> Iterator[Export
     """An `Export` that becomes `destination` when the block ends, and nothing at all when it fails."""
     check_free(destination)
     partial = destination.with_name(destination.name + ".partial")
-    lock = _begin(partial)
+    try:
+        lock = _begin(partial)
+    except OSError as error:
+        raise disk_error(error, destination) from error
     try:
         yield Export(partial, shard_bytes)
         (partial / LOCK).unlink()
@@ -116,8 +119,8 @@ def staged(destination: Path, shard_bytes: int = SHARD_BYTES) -> Iterator[Export
         _sync_folder(destination.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CapacityError(_no_room(destination)) from error
+        if isinstance(error, OSError):
+            raise disk_error(error, destination) from error
         raise
     finally:
         os.close(lock)
@@ -129,7 +132,18 @@ def check_free(destination: Path) -> None:
         raise ConfigError(f"{destination} already exists: name another folder, or remove it first")
     if not destination.name or destination.name.endswith(".partial"):
         raise ConfigError(f"{destination} cannot be written: name a folder that does not end in .partial")
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, destination) from error
+
+
+def disk_error(error: OSError, destination: Path) -> TokenmillError:
+    """What to tell a user whose disk or folder does not take what is written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = shutil.disk_usage(destination.parent).free
+        return CapacityError(f"no room to write {destination.name}: {free} bytes are free there; free some")
+    return ConfigError(f"{destination} cannot be written: {safe(str(error), 200)}")
 
 
 def _begin(partial: Path) -> int:
@@ -155,11 +169,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _no_room(destination: Path) -> str:
-    free = shutil.disk_usage(destination.parent).free
-    return f"no room to write {destination.name}: {free} bytes are free there; nothing was kept; free some"
 
 
 def verify(folder: str | Path) -> None:
