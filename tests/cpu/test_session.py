@@ -95,6 +95,21 @@ def test_a_stop_string_ends_the_engines_work() -> None:
     asyncio.run(asyncio.wait_for(work(), 2.0))
 
 
+def test_the_engine_is_told_before_the_last_chunk_is_shown() -> None:
+    """A slow reader of the last chunk does not keep the engine at work."""
+
+    async def work() -> None:
+        engine = echo_text_engine(script="STOP" + "x" * 5000, delay_s=0.0005)
+        stream = engine.generate(ask(stop_strings=("STOP",)))
+        while (await anext(stream)).finish is None:
+            pass
+        assert engine.fake.live["r1"].is_set()
+        await stream.aclose()  # type: ignore[attr-defined]
+        await engine.close()
+
+    asyncio.run(work())
+
+
 def test_stop_ids_and_special_strings() -> None:
     text, last, _ = run(ask(stop_token_ids=(ord("c"),)), script="abcd")
     assert (text, last.stop_reason) == ("ab", ord("c"))
