@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.echo import EchoModel, echo_text_engine
 
 from tokenmill.errors import RequestError
-from tokenmill.types import Chunk, Finish, Message, Sampling, TextRequest, Want
+from tokenmill.types import Chunk, Finish, GrammarSpec, Message, Sampling, TextRequest, Want
 
 END = 259  # <|im_end|> of the echo tokenizer
 
@@ -168,6 +168,7 @@ REFUSALS = [
     (ask("x", chat=False, max_new_tokens=-1), ("-1",)), (ask("x", min_new_tokens=5, max_new_tokens=2), ("5", "2")),
     (ask((), chat=True), ("empty",)), (ask("x", tools=({"function": {"name": "f"}},), tool_choice="g"), ("'g'",)),
     (ask("a\ud800"), ("D800",)),
+    (ask(grammar=GrammarSpec("json_object", ""), min_new_tokens=3), ("3", "grammar")),
     (ask(({"role": "user", "content": [{"type": "image_url"}]},), chat=True), ("image_url",)),
 ]  # fmt: skip
 
@@ -188,8 +189,6 @@ def test_a_full_context_has_its_own_code_and_room_is_cut() -> None:
 
 
 def test_grammars_are_refused_where_none_are_served() -> None:
-    from tokenmill.types import GrammarSpec
-
     with pytest.raises(RequestError) as caught:
         run(ask(grammar=GrammarSpec("json_object", "")))
     assert caught.value.status == 501
