@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.echo import EchoModel, echo_text_engine
 
 from tokenmill.errors import RequestError
-from tokenmill.types import Chunk, Finish, Message, Sampling, TextRequest, Want
+from tokenmill.types import Chunk, Finish, GrammarSpec, Message, Sampling, TextRequest, Want
 
 END = 259  # <|im_end|> of the echo tokenizer
 
@@ -95,6 +95,21 @@ def test_a_stop_string_ends_the_engines_work() -> None:
     asyncio.run(asyncio.wait_for(work(), 2.0))
 
 
+def test_the_engine_is_told_before_the_last_chunk_is_shown() -> None:
+    """A slow reader of the last chunk does not keep the engine at work."""
+
+    async def work() -> None:
+        engine = echo_text_engine(script="STOP" + "x" * 5000, delay_s=0.0005)
+        stream = engine.generate(ask(stop_strings=("STOP",)))
+        while (await anext(stream)).finish is None:
+            pass
+        assert engine.fake.live["r1"].is_set()
+        await stream.aclose()  # type: ignore[attr-defined]
+        await engine.close()
+
+    asyncio.run(work())
+
+
 def test_stop_ids_and_special_strings() -> None:
     text, last, _ = run(ask(stop_token_ids=(ord("c"),)), script="abcd")
     assert (text, last.stop_reason) == ("ab", ord("c"))
@@ -153,6 +168,7 @@ REFUSALS = [
     (ask("x", chat=False, max_new_tokens=-1), ("-1",)), (ask("x", min_new_tokens=5, max_new_tokens=2), ("5", "2")),
     (ask((), chat=True), ("empty",)), (ask("x", tools=({"function": {"name": "f"}},), tool_choice="g"), ("'g'",)),
     (ask("a\ud800"), ("D800",)),
+    (ask(grammar=GrammarSpec("json_object", ""), min_new_tokens=3), ("3", "grammar")),
     (ask(({"role": "user", "content": [{"type": "image_url"}]},), chat=True), ("image_url",)),
 ]  # fmt: skip
 
@@ -173,8 +189,6 @@ def test_a_full_context_has_its_own_code_and_room_is_cut() -> None:
 
 
 def test_grammars_are_refused_where_none_are_served() -> None:
-    from tokenmill.types import GrammarSpec
-
     with pytest.raises(RequestError) as caught:
         run(ask(grammar=GrammarSpec("json_object", "")))
     assert caught.value.status == 501

@@ -108,7 +108,7 @@ def test_a_folders_own_template_renders_as_in_transformers(folder: Path, jinja: 
         template.close()
 
 
-@pytest.mark.parametrize("jinja", [CHATML, HEADERS])
+@pytest.mark.parametrize("jinja", [CHATML, HEADERS, "{{ 'G' if add_generation_prompt else 'C' }} " + CHATML])
 def test_the_last_assistant_message_is_continued(folder: Path, jinja: str) -> None:
     talk = [*TALKS[0], {"role": A, "content": "The answer"}]
     template = ours(folder, jinja)

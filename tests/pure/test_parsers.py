@@ -141,6 +141,7 @@ def test_several_calls_and_words_behind() -> None:
     [
         ("hermes", "<tool_call>\n{broken\n</tool_call>"),
         ("hermes", '<tool_call>{"name": 5}</tool_call> and on'),
+        ("hermes", f"<tool_call>[{CALL}, 5]</tool_call>"),
         ("hermes", "<tool_call>" + "[" * 5000 + "</tool_call>"),
         ("internlm2", "<|action_start|><|interpreter|>\nprint(1)<|action_end|>"),
         ("llama3", '{"not": "a call"}'),

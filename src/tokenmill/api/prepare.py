@@ -109,6 +109,11 @@ def _max_new_tokens(request: TextRequest, prompt_tokens: int, context: int) -> i
         raise RequestError(
             f"min_new_tokens is {request.min_new_tokens}, above max_new_tokens {asked}", param="min_new_tokens"
         )
+    if request.grammar is not None and request.min_new_tokens:
+        raise RequestError(
+            f"min_new_tokens is {request.min_new_tokens}, but a constrained answer ends where its grammar does; leave "
+            "one of them out", param="min_new_tokens",
+        )
     room = context - prompt_tokens
     if room < (0 if asked == 0 else 1):
         wish = "at least 1" if asked is None else str(asked)
