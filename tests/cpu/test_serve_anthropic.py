@@ -96,8 +96,8 @@ def test_system_blocks_history_and_prefill_reach_the_template(client: httpx.Clie
 
 
 def test_count_is_what_usage_says(client: httpx.Client) -> None:
-    for fields in ({}, {"system": "be brief"}, {"tools": [TOOL]}, {"messages": [*HELLO, {"role": "assistant",
-                                                                                        "content": "he"}]}):  # fmt: skip
+    begun = [*HELLO, {"role": "assistant", "content": "he"}]
+    for fields in ({}, {"system": "be brief"}, {"tools": [TOOL]}, {"messages": begun}):
         body = {"model": "echo", "messages": HELLO} | fields
         counted = client.post("/v1/messages/count_tokens", json=body, headers=VERSION).json()["input_tokens"]
         assert counted == ask(client, **fields).json()["usage"]["input_tokens"]
