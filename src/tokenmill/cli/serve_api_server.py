@@ -83,14 +83,15 @@ def keys_of(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def admin_routes(args: argparse.Namespace, keys: tuple[str, ...]) -> frozenset[str]:
-    """What the public port may steer. Without a key nobody may, and a server that was asked to allow it still starts."""
+    """What the public port may steer. Without a key nobody may; a server asked to allow it starts all the same."""
     from tokenmill.serve.http.options import ADMIN_ROUTES
 
     names = set(ADMIN_ROUTES if args.enable_admin_routes else ())
     names |= {"terminate"} if args.allow_terminate_by_client else set()
     names |= {"abort_request"} if args.enable_abort_handling else set()
     if names and not keys:
-        note(f"without --api-keys nobody may steer the server over HTTP ({', '.join(sorted(names))}); use --admin-socket")
+        shown = ", ".join(sorted(names))
+        note(f"without --api-keys nobody may steer the server over HTTP ({shown}); use --admin-socket")
         return frozenset()
     return frozenset(names)
 
