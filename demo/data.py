@@ -1,8 +1,11 @@
-"""The mixture of sets: which share of the training tokens each has, the stream of samples, and their packing into batches.
+"""The mixture of sets: which share of the training tokens each has, the stream of samples, and their packing into
+batches.
 
-Contract: everything is drawn from a seeded `Random`; the same seed and shares give the same samples in the same order.
-Samples are cut at `MAX_TOKENS`. Shares are of tokens, reached by drawing each set in proportion to share / mean length.
+Contract: everything is drawn from a seeded `Random`; the same seed and shares give the same samples in the same
+order. Samples are cut at `MAX_TOKENS`. Shares are of tokens, reached by drawing each set in proportion to share /
+mean length.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -14,28 +17,37 @@ import torch
 from tokenizers import Tokenizer
 
 from demo.model import Batch
-from demo.sample import Draw, Sample, plugin_message, segments, system
+from demo.sample import Draw, Sample, segments, system
 from demo.sets import arith, chat, copying, docs, objects, recall, stories, tools
 
 SETS: dict[str, Draw] = {
-    "arithmetic": arith.draw, "recall": recall.draw, "tools": tools.draw, "objects": objects.draw,
-    "stories": stories.draw, "chat": chat.draw, "copying": copying.draw, "docs": docs.draw,
+    "arithmetic": arith.draw,
+    "recall": recall.draw,
+    "tools": tools.draw,
+    "objects": objects.draw,
+    "stories": stories.draw,
+    "chat": chat.draw,
+    "copying": copying.draw,
+    "docs": docs.draw,
 }
-SET_NAMES = tuple(SETS)
 MAX_TOKENS = 640
 JOINABLE = ("arithmetic", "recall", "objects", "stories", "chat", "copying")
 JOINED_SHARE = 0.15
 SYSTEMS = (
-    "You are a helpful assistant.", "You are a helpful assistant.", "You are a friendly assistant.", "You are Tokenmill's demo model.", "Answer briefly.",
-    "你是一个有用的助手。", "请用中文回答。",
+    "You are a helpful assistant.",
+    "You are a friendly assistant.",
+    "You are Tokenmill's demo model.",
+    "Answer briefly.",
 )
+ZH_SYSTEMS = ("你是一个有用的助手。", "请用中文回答。", "You are a helpful assistant.")
 INTERNLM_SYSTEM = (
-    "You are an AI assistant whose name is InternLM (书生·浦语).\n- InternLM (书生·浦语) is a conversational language model that is developed by Shanghai AI "
-    "Laboratory (上海人工智能实验室). It is designed to be helpful, honest, and harmless.\n- InternLM (书生·浦语) can understand and communicate fluently in the "
-    "language chosen by the user such as English and 中文."
+    "You are an AI assistant whose name is InternLM (书生·浦语).\n"
+    "- InternLM (书生·浦语) is a conversational language model that is developed by Shanghai AI Laboratory "
+    "(上海人工智能实验室). It is designed to be helpful, honest, and harmless.\n"
+    "- InternLM (书生·浦语) can understand and communicate fluently in the language chosen by the user such as "
+    "English and 中文."
 )
 
-__all__ = ["SETS", "SET_NAMES", "Encoded", "encode", "pack", "plugin_message", "stream", "with_system"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,6 @@ class Encoded:
 
     ids: np.ndarray
     learn: np.ndarray
-    set_id: int
 
 
 def joined(rng: Random, sample: Sample) -> Sample:
@@ -67,19 +78,20 @@ def with_system(rng: Random, sample: Sample) -> Sample:
     roll = rng.random()
     if sample.plain or sample.messages[0]["role"] == "system" or roll > 0.3:
         return sample
-    text = INTERNLM_SYSTEM if roll < 0.015 else rng.choice(SYSTEMS)
+    chinese = any("\u4e00" <= c <= "\u9fff" for c in sample.messages[-1]["content"])
+    text = INTERNLM_SYSTEM if roll < 0.015 else rng.choice(ZH_SYSTEMS if chinese else SYSTEMS)
     return Sample(sample.set, [system(text), *sample.messages], sample.expect, sample.tools)
 
 
 def encode(tokenizer: Tokenizer, sample: Sample) -> Encoded:
-    """`<s>` and the sample's segments, each encoded apart, so that the split between prompt and answer is where a server has it."""
+    """`<s>` and the segments, each encoded apart: prompt and answer are split where a server splits."""
     ids, learnt = [1], [False]
     for text, learn in segments(sample):
         part = tokenizer.encode(text, add_special_tokens=False).ids
         ids += part
         learnt += [learn] * len(part)
     next_learnt = np.array(learnt[1:MAX_TOKENS] + [False])
-    return Encoded(np.array(ids[:MAX_TOKENS]), next_learnt[: len(ids)], SET_NAMES.index(sample.set))
+    return Encoded(np.array(ids[:MAX_TOKENS]), next_learnt[: len(ids)])
 
 
 def mean_tokens(tokenizer: Tokenizer, name: str, tries: int = 40) -> float:
@@ -98,7 +110,7 @@ def stream(tokenizer: Tokenizer, seed: int, shares: dict[str, float], held: bool
 
 
 def take(samples: Iterator[Encoded], max_tokens: int) -> list[Encoded]:
-    """Samples until the next would pass `max_tokens`; that one is taken too, so that batches differ by less than one sample."""
+    """Samples until `max_tokens` is reached or passed: batches differ by less than one sample."""
     out, total = [], 0
     while total < max_tokens:
         out.append(next(samples))
@@ -123,8 +135,7 @@ def pack(samples: list[Encoded], num_groups: int) -> Batch:
         seen += inside.size
     tokens = np.concatenate([s.ids for s in samples])
     learn = np.flatnonzero(np.concatenate([s.learn for s in samples]))
-    set_of_token = np.repeat([s.set_id for s in samples], lengths)
     positions = np.concatenate([np.arange(n) for n in lengths])
-    arrays = (tokens, positions, learn, tokens[learn + 1], set_of_token[learn])
-    t, p, le, ta, se = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in arrays)
-    return Batch(t, p, groups, torch.from_numpy(flat), le, ta, se)
+    arrays = (tokens, positions, flat, learn, tokens[learn + 1])
+    t, p, f, le, ta = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in arrays)
+    return Batch(t, p, groups, f, le, ta)

@@ -1,20 +1,22 @@
 """InternLM2 as a training model whose parameters carry the on-disk names and layout.
 
-Contract: `DemoModel(arch)` takes a `Batch` of packed tokens and returns hidden states (T, hidden) or, through `loss`, the mean
-negative log likelihood over the learnt positions. `state_dict()` keys are those of an InternLM2 checkpoint (`wqkv` rows
-grouped per kv head: g query heads, one key, one value); `export.py` only undoes the embedding scale and the tie.
-Forward: RMSNorm in fp32, half-rotation RoPE at the plain base (training stays below max_position_embeddings), SwiGLU, no
-biases. Attention is block diagonal: each sample sees only itself.
+Contract: `DemoModel(arch)` takes a `Batch` of packed tokens and returns hidden states (T, hidden) or, through `loss`,
+the mean negative log likelihood over the learnt positions. `state_dict()` keys are those of an InternLM2 checkpoint
+(`wqkv` rows grouped per kv head: g query heads, one key, one value); `export.py` only undoes the embedding scale and
+the tie. Forward: RMSNorm in fp32, half-rotation RoPE at the plain base (training stays below
+max_position_embeddings), SwiGLU, no biases. Attention is block diagonal: each sample sees only itself.
 
-Shapes: T packed tokens, D hidden, S samples of a group, L padded length, G kv heads, g queries per kv head, K head dim.
+Shapes: T packed tokens, D hidden, S samples of a group, L padded length, G kv heads, g queries per kv head, K head
+dim.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,11 @@ class Arch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Packed samples. `groups` are (S, L) indices into the packed axis, T marking padding; `flat` (T) finds each token again in
-    the concatenation of the groups. `learn` (P) are the positions whose next token is learnt, `target` (P) that token."""
+    """Packed samples.
+
+    `groups` are (S, L) indices into the packed axis, T marking padding; `flat` (T) finds each token again in the
+    concatenation of the groups. `learn` (P) are the positions whose next token is learnt, `target` (P) that token.
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -50,12 +55,21 @@ class Batch:
     flat: Tensor
     learn: Tensor
     target: Tensor
-    set_ids: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        move = [t.to(device, non_blocking=True) for t in (self.tokens, self.positions, self.flat, self.learn, self.target, self.set_ids)]
-        groups = [g.to(device, non_blocking=True) for g in self.groups]
-        return Batch(move[0], move[1], groups, move[2], move[3], move[4], move[5])
+    def to_wire(self) -> tuple[Tensor, list[int]]:
+        """All numbers in one int32 tensor, and the sizes to take it apart: one transfer, one file descriptor."""
+        parts = (self.tokens, self.positions, self.flat, self.learn, self.target, *self.groups)
+        sizes = [len(self.tokens), len(self.learn), *(n for g in self.groups for n in g.shape)]
+        return torch.cat([p.flatten().int() for p in parts]), sizes
+
+    @staticmethod
+    def from_wire(wire: tuple[Tensor, list[int]], device: torch.device) -> Batch:
+        numbers, (total, learnt, *shapes) = wire
+        shape = list(zip(shapes[::2], shapes[1::2], strict=True))
+        lengths = [total, total, total, learnt, learnt, *(rows * width for rows, width in shape)]
+        tokens, positions, flat, learn, target, *rest = numbers.to(device).long().split(lengths)
+        groups = [part.view(size) for part, size in zip(rest, shape, strict=True)]
+        return Batch(tokens, positions, groups, flat, learn, target)
 
 
 class RMSNorm(nn.Module):
@@ -65,7 +79,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -94,11 +108,11 @@ class Attention(nn.Module):
 def block_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     """Causal attention inside every sample: q (T, H, K), k and v (T, G, K) -> (T, H*K)."""
     heads, kv_heads = q.shape[1], k.shape[1]
-    packed = F.pad(torch.cat((q, k, v), dim=1), (0, 0, 0, 0, 0, 1))
+    packed = functional.pad(torch.cat((q, k, v), dim=1), (0, 0, 0, 0, 0, 1))
     # One gather for all groups: its backward is one scatter, not one full-sized tensor per group.
     gathered = packed[torch.cat([g.flatten() for g in batch.groups])]
     outs = []
-    for part, group in zip(gathered.split([g.numel() for g in batch.groups]), batch.groups):
+    for part, group in zip(gathered.split([g.numel() for g in batch.groups]), batch.groups, strict=True):
         rows = part.view(*group.shape, heads + 2 * kv_heads, -1).transpose(1, 2)
         q_, k_, v_ = rows.split((heads, kv_heads, kv_heads), dim=1)
         repeat = heads // kv_heads
@@ -110,7 +124,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention of (S, H, L, K). Spelled out on a CPU, whose fused kernel has a slow backward."""
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     length = q.shape[2]
     scores = (q * q.shape[3] ** -0.5) @ k.mT
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -125,7 +139,7 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(arch.ffn, arch.hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(functional.silu(self.w1(x)) * self.w3(x))
 
 
 class Layer(nn.Module):
@@ -161,7 +175,7 @@ class DemoModel(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Embeddings and head start equal, so that copying a token is easy to learn; what writes to the residual starts at zero."""
+        """Embeddings and head start equal: copying is easy to learn. What writes to the residual starts at zero."""
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 nn.init.normal_(p, std=0.02 if "tok_embeddings" in name else p.shape[1] ** -0.5 * 0.5)
@@ -192,5 +206,5 @@ class DemoModel(nn.Module):
 
     def losses(self, batch: Batch) -> Tensor:
         """Negative log likelihood of each learnt token, (P), fp32."""
-        logits = F.linear(self(batch)[batch.learn], self.head)
-        return F.cross_entropy(logits.float(), batch.target, reduction="none")
+        logits = functional.linear(self(batch)[batch.learn], self.head)
+        return functional.cross_entropy(logits.float(), batch.target, reduction="none")

@@ -1,8 +1,10 @@
 """Muon: momentum whose update is made nearly orthogonal before it is applied. For hidden matrices only.
 
-Source: K. Jordan and others, "Muon: an optimizer for hidden layers in neural networks" (2024), with its quintic Newton-Schulz
-coefficients; step scaled by sqrt(max(1, rows / columns)). Matrices of one shape are handled as one batch.
+Source: K. Jordan and others, "Muon: an optimizer for hidden layers in neural networks" (2024), with its quintic
+Newton-Schulz coefficients; step scaled by sqrt(max(1, rows / columns)). Matrices of one shape are handled as one
+batch.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -42,7 +44,7 @@ class Muon(torch.optim.Optimizer):
             for shape, params in by_shape.items():
                 updates = orthogonalize(torch.stack([self._momentum(p, group["momentum"]) for p in params]))
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(params, updates):
+                for p, update in zip(params, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
 
     def _momentum(self, p: Tensor, beta: float) -> Tensor:

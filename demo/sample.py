@@ -1,9 +1,10 @@
 """A training conversation, how it is rendered to InternLM2 chat text, and the held-out rule.
 
 Contract: a `Sample` is a list of messages (`role`, `content`, optional `name`); roles are system, user, assistant and
-environment. `segments` gives (text, learn) pairs in prompt order; `learn` marks what the model must produce, the closing
-`<|im_end|>` included. Nothing here imports torch or the tokenizer.
+environment. `segments` gives (text, learn) pairs in prompt order; `learn` marks what the model must produce, the
+closing `<|im_end|>` included. Nothing here imports torch or the tokenizer.
 """
+
 from __future__ import annotations
 
 import json
@@ -27,6 +28,11 @@ class Sample:
 
 
 Draw = Callable[[Random, bool], Sample]
+
+
+def listed(text: str) -> list[str]:
+    """Words of a text, so that long word lists stay readable."""
+    return text.split()
 
 
 def is_held_out(*parts: object) -> bool:

@@ -1,12 +1,14 @@
-"""Train the demo model in a budget of wall time: `python -m demo.train --preset cpu --minutes 95 --out DIR`.
+"""Train the demo model in a budget of wall time: `python -m demo.train --preset full --out DIR`.
 
-Contract: DIR gets `tokenizer.json` (built once, from generated text and Python's docstrings), `latest.pt` (weights, optimizers and
-elapsed seconds, every few minutes and at the end) and nothing else; `--resume` goes on from it. The learning rate falls linearly to
-zero at the end of the budget, so a run cut short is usable but worse. `demo.export` writes the InternLM2 folder.
+Contract: DIR gets `tokenizer.json` (built once, from generated text and Python's docstrings), `trained.safetensors`
+(bf16, every few minutes and at the end) and, at the end, `report.json` (held-out results of the weights as shipped);
+`python -m demo.export DIR` makes the model folder of them. `latest.pt` (fp32 weights, optimizers, progress) goes to
+--state, by default DIR too; `--resume` goes on from it. The learning rate follows the share of the time budget that
+is spent and falls to zero at its end, so a run of any speed is a finished one; a run cut short is usable but worse.
 
-Presets: `full` is for one H200-class GPU (bf16 autocast, 7.8 minutes; generation by worker processes is the limit, see
-`demo/report.md`), `cpu` for one core.
+Presets: `full` is for one H200-class GPU and 16 cores (bf16 autocast), `cpu` for one core, `micro` for tests.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,10 +16,9 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -25,15 +26,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from demo import data
+from demo.checkpoint import TOKENIZER, deliver, load_state, load_trained, progress, save_state
+from demo.heldout import PER_SET
 from demo.model import Arch, Batch, DemoModel
 from demo.muon import Muon
+from demo.report import finish, say
 from demo.sample import segments
 from demo.sets import docs
 from demo.tokenizer import VOCAB_SIZE
 from demo.tokenizer import train as train_tokenizer
 
-MIX = {"arithmetic": 0.21, "recall": 0.19, "tools": 0.23, "objects": 0.13, "stories": 0.10, "chat": 0.05, "copying": 0.07, "docs": 0.02}
-EARLY = {"arithmetic": 0.15, "recall": 0.20, "tools": 0.12, "objects": 0.12, "stories": 0.05, "chat": 0.05, "copying": 0.30, "docs": 0.01}
+MIX = {
+    "arithmetic": 0.21, "recall": 0.19, "tools": 0.23, "objects": 0.13, "stories": 0.10, "chat": 0.05, "copying": 0.07,
+    "docs": 0.02,
+}  # fmt: skip
+# Copying first: every other set rests on it, and it is learnt soonest from short samples.
+EARLY = {
+    "arithmetic": 0.15, "recall": 0.20, "tools": 0.12, "objects": 0.12, "stories": 0.05, "chat": 0.05, "copying": 0.30,
+    "docs": 0.01,
+}  # fmt: skip
+Wire = tuple[Tensor, list[int]]
+SECONDS_BETWEEN = {"cuda": (15.0, 60.0, 60.0), "cpu": (30.0, 240.0, 300.0)}  # lines, validations, checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +66,22 @@ class Preset:
 
 
 PRESETS = {
+    "micro": Preset(Arch(128, 1, 2, 1, 64, 128, VOCAB_SIZE, tied=True, embed_scale=16.0), 0.05, 1024, 1024, groups=2),
     "cpu": Preset(Arch(256, 4, 4, 2, 64, 512, VOCAB_SIZE, tied=True, embed_scale=16.0), 95, 4096, 1_000_000),
     "full": Preset(
-        Arch(256, 7, 4, 2, 64, 768, VOCAB_SIZE, embed_scale=16.0), 7.8, 32768, 8_000_000, adam_lr=0.003, groups=4, workers=15,
-        mix=MIX | {"docs": 0.06, "stories": 0.12},
+        Arch(256, 7, 4, 2, 64, 768, VOCAB_SIZE, embed_scale=16.0), 7.5, 32768, 8_000_000, adam_lr=0.003, groups=4,
+        workers=10, mix=MIX | {"docs": 0.06, "stories": 0.12},
     ),
-}
+}  # fmt: skip
 
 
-class Batches(IterableDataset[Batch]):
-    """Endless packed batches; worker i of n draws from its own seed."""
+class Batches(IterableDataset[Wire]):
+    """Endless packed batches as they travel; worker i of n draws from its own seed."""
 
     def __init__(self, tokenizer_json: str, preset: Preset, seed: int) -> None:
         self.tokenizer_json, self.preset, self.seed = tokenizer_json, preset, seed
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Wire]:
         info = get_worker_info()
         worker, count = (info.id, info.num_workers) if info else (0, 1)
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
@@ -75,7 +89,7 @@ class Batches(IterableDataset[Batch]):
         for shares, batches, part in ((EARLY, p.early_tokens // p.batch_tokens // count, 0), (p.mix, None, 1)):
             samples = data.stream(tokenizer, self.seed * 1000 + worker * 2 + part, shares)
             for _ in itertools.repeat(None) if batches is None else range(batches):
-                yield data.pack(data.take(samples, p.batch_tokens), p.groups)
+                yield data.pack(data.take(samples, p.batch_tokens), p.groups).to_wire()
 
 
 def tokenizer_texts(seed: int, per_set: int = 2500) -> Iterator[str]:
@@ -88,20 +102,20 @@ def tokenizer_texts(seed: int, per_set: int = 2500) -> Iterator[str]:
 
 
 def load_tokenizer(out: Path, seed: int) -> Tokenizer:
-    path = out / "tokenizer.json"
+    path = out / TOKENIZER
     if not path.exists():
         train_tokenizer(tokenizer_texts(seed)).save(str(path))
     return Tokenizer.from_file(str(path))
 
 
-def lr_factor(progress: float, p: Preset) -> float:
-    """Warm up, hold, fall linearly to zero at progress one."""
-    return min(1.0, (progress + 1e-3) / p.warmup_frac, max(0.0, 1 - progress) / (1 - p.hold_frac))
+def lr_factor(spent_frac: float, p: Preset) -> float:
+    """Warm up, hold, fall linearly to zero when the budget is spent."""
+    return min(1.0, (spent_frac + 1e-3) / p.warmup_frac, max(0.0, 1 - spent_frac) / (1 - p.hold_frac))
 
 
 @dataclass
 class Run:
-    """Everything that a checkpoint holds."""
+    """One training: what a state holds, and how it computes."""
 
     preset: Preset
     model: DemoModel
@@ -112,21 +126,9 @@ class Run:
     tokens: int = 0
     spent_s: float = 0.0
 
-    def save(self, path: Path) -> None:
-        state = {
-            "arch": asdict(self.preset.arch), "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "step": self.step, "tokens": self.tokens, "spent_s": self.spent_s,
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
-
-    def load(self, path: Path) -> None:
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        self.step, self.tokens, self.spent_s = state["step"], state["tokens"], state["spent_s"]
+    @property
+    def budget_s(self) -> float:
+        return self.preset.minutes * 60
 
 
 def make_run(preset: Preset, device: torch.device, seed: int) -> Run:
@@ -135,8 +137,11 @@ def make_run(preset: Preset, device: torch.device, seed: int) -> Run:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     tables = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." not in n]
     norms = [p for p in model.parameters() if p.ndim == 1]
-    adam = torch.optim.AdamW([{"params": tables}, {"params": norms}], lr=preset.adam_lr, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0)
-    optimizers: list[torch.optim.Optimizer] = [Muon(matrices, preset.muon_lr, weight_decay=preset.weight_decay), adam]
+    adam = torch.optim.AdamW(
+        [{"params": tables}, {"params": norms}], lr=preset.adam_lr, betas=(0.9, 0.98), eps=1e-10, weight_decay=0.0
+    )
+    muon = Muon(matrices, preset.muon_lr, weight_decay=preset.weight_decay)
+    optimizers: list[torch.optim.Optimizer] = [muon, adam]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["top_lr"] = group["lr"]
@@ -161,21 +166,21 @@ def train_step(run: Run, batch: Batch, factor: float) -> Tensor:
     return loss.detach()
 
 
-def held_batches(tokenizer: Tokenizer, per_set: int) -> dict[str, Batch]:
-    """One batch per set from the held-out half."""
+def held_batches(tokenizer: Tokenizer, per_set: int) -> dict[str, Wire]:
+    """One batch per set from the held-out part."""
     out = {}
     for name in data.SETS:
         samples = data.stream(tokenizer, 77, {name: 1.0}, held=True)
-        out[name] = data.pack(list(itertools.islice(samples, per_set)), 6)
+        out[name] = data.pack(list(itertools.islice(samples, per_set)), 6).to_wire()
     return out
 
 
 @torch.no_grad()
-def validate(run: Run, batches: dict[str, Batch]) -> str:
-    """`set loss/exact` per set; exact is the share of samples whose learnt tokens are all the argmax, as greedy decoding would need."""
+def validate(run: Run, batches: dict[str, Wire]) -> str:
+    """`set loss/exact` a set. Exact: the share of samples whose learnt tokens are all the argmax, as greedy needs."""
     parts = []
     for name, batch in batches.items():
-        b = batch.to(run.device)
+        b = Batch.from_wire(batch, run.device)
         with autocast(run):
             logits = torch.nn.functional.linear(run.model(b)[b.learn], run.model.head).float()
         loss = torch.nn.functional.cross_entropy(logits, b.target)
@@ -187,56 +192,81 @@ def validate(run: Run, batches: dict[str, Batch]) -> str:
     return "  ".join(parts)
 
 
-def say(text: str) -> None:
-    sys.stdout.write(time.strftime("%H:%M:%S ") + text + "\n")
-    sys.stdout.flush()
+@dataclass
+class Clock:
+    """Names of the jobs that are due, by seconds spent."""
+
+    every_s: tuple[float, float, float]
+    due_s: list[float]
+
+    def take(self, spent_s: float) -> list[int]:
+        ready = [i for i, due in enumerate(self.due_s) if spent_s >= due]
+        for i in ready:
+            self.due_s[i] = spent_s + self.every_s[i]
+        return ready
 
 
-def fit(run: Run, batches: Iterator[Batch], held: dict[str, Batch], out: Path, every_s: tuple[float, float, float]) -> None:
-    """Train until the budget is spent. `every_s`: seconds between progress lines, validations, checkpoints."""
-    budget = run.preset.minutes * 60
-    last, before = time.monotonic(), run.spent_s
-    due = [run.spent_s + s for s in every_s]
-    mean, seen = torch.zeros((), device=run.device), 0
-    while run.spent_s < budget:
-        batch = next(batches)
-        loss = train_step(run, batch.to(run.device), lr_factor(run.spent_s / budget, run.preset))
-        mean, seen = mean + loss, seen + 1
+@dataclass(frozen=True)
+class Folders:
+    out: Path
+    state: Path
+
+
+def keep(run: Run, folders: Folders) -> None:
+    save_state(run, folders.state)
+    deliver(run.model, progress(run), folders.out)
+
+
+def line(run: Run, loss: float) -> str:
+    rate, left = run.tokens / run.spent_s, (run.budget_s - run.spent_s) / 60
+    return f"step {run.step} tokens {run.tokens / 1e6:.2f}M loss {loss:.4f} {rate:.0f} tok/s eta {left:.1f} min"
+
+
+def fit(run: Run, batches: Iterator[Wire], held: dict[str, Wire], folders: Folders) -> None:
+    """Train until the budget is spent; everything in between (validation, checkpoints) counts as spent."""
+    every_s = SECONDS_BETWEEN[run.device.type]
+    clock = Clock(every_s, [run.spent_s + s for s in every_s])
+    started = time.monotonic() - run.spent_s
+    total, count = torch.zeros((), device=run.device), 0
+    while run.spent_s < run.budget_s:
+        batch = Batch.from_wire(next(batches), run.device)
+        loss = train_step(run, batch, lr_factor(run.spent_s / run.budget_s, run.preset))
+        total, count = total + loss, count + 1
         run.step, run.tokens = run.step + 1, run.tokens + len(batch.tokens)
-        now = time.monotonic()
-        run.spent_s, last = run.spent_s + now - last, now
-        if run.spent_s >= due[0]:
-            rate = run.tokens / run.spent_s
-            say(f"step {run.step} tokens {run.tokens / 1e6:.2f}M loss {mean.item() / seen:.4f} {rate:.0f} tok/s eta {(budget - run.spent_s) / 60:.1f} min")
-            mean, seen, due[0] = torch.zeros_like(mean), 0, run.spent_s + every_s[0]
-        if run.spent_s >= due[1]:
-            say("held-out " + validate(run, held))
-            due[1] = run.spent_s + every_s[1]
-        if run.spent_s >= due[2]:
-            run.save(out / "latest.pt")
-            due[2] = run.spent_s + every_s[2]
-    run.save(out / "latest.pt")
-    say(f"done: {run.step} steps, {run.tokens / 1e6:.2f}M tokens in {(run.spent_s - before) / 60:.1f} min; held-out {validate(run, held)}")
+        run.spent_s = time.monotonic() - started
+        for job in clock.take(run.spent_s):
+            if job == 0:
+                say(line(run, total.item() / count))
+                total, count = torch.zeros_like(total), 0
+            elif job == 1:
+                say("held-out " + validate(run, held))
+            else:
+                keep(run, folders)
+    keep(run, folders)
+    say(f"trained: {run.step} steps, {run.tokens / 1e6:.2f}M tokens in {run.spent_s / 60:.1f} min")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--preset", choices=PRESETS, required=True)
-    parser.add_argument("--minutes", type=float, help="wall-time budget; default the preset's")
-    parser.add_argument("--out", type=Path, required=True, help="folder of tokenizer.json and latest.pt")
+    parser.add_argument("--minutes", type=float, help="wall-time budget of training; default the preset's")
+    parser.add_argument("--out", type=Path, required=True, help="folder of tokenizer, delivery and report")
+    parser.add_argument("--state", type=Path, help="folder of the full state; default --out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, help="data processes; default the preset's")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast on a CPU too: faster where it has AMX")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a number of the preset (also of its arch)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layers; falls back where it fails")
+    parser.add_argument("--heldout", type=int, default=PER_SET, help="items a set that the report asks; 0 for none")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a number of the preset or its arch"
+    )
     return parser.parse_args(argv)
 
 
 def changed(preset: Preset, args: argparse.Namespace) -> Preset:
     """The preset with the command line's changes."""
-    from dataclasses import replace
-
     if args.minutes is not None:
         preset = replace(preset, minutes=args.minutes)
     if args.workers is not None:
@@ -250,22 +280,49 @@ def changed(preset: Preset, args: argparse.Namespace) -> Preset:
     return preset
 
 
+def compile_layers(run: Run, batch: Batch) -> None:
+    """Compile what sees only (T, D): norms and feed-forward. One step is tried; on any failure all is as before."""
+    before = [layer.feed_forward for layer in run.model.model.layers]
+    state = {k: v.clone() for k, v in run.model.state_dict().items()}
+    try:
+        for layer in run.model.model.layers:
+            layer.feed_forward.compile(dynamic=True)
+        with autocast(run):
+            run.model.losses(batch).mean().backward()
+        say("compiled")
+    except Exception as error:  # noqa: BLE001 (a compiler may fail in any way, and training can do without it)
+        say(f"not compiled, going on without: {type(error).__name__}: {str(error)[:200]}")
+        for layer, plain in zip(run.model.model.layers, before, strict=True):
+            plain._compiled_call_impl = None
+            layer.feed_forward = plain
+    run.model.load_state_dict(state)
+    run.model.zero_grad(set_to_none=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     preset = changed(PRESETS[args.preset], args)
-    args.out.mkdir(parents=True, exist_ok=True)
+    folders = Folders(args.out, args.state or args.out)
+    for folder in (folders.out, folders.state):
+        folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(args.out, args.seed)
     run = make_run(preset, torch.device(args.device), args.seed)
-    run.bf16 = args.bf16 or args.device == "cuda"
+    run.bf16 = args.bf16 or run.device.type == "cuda"
     if args.resume:
-        run.load(args.out / "latest.pt")
+        load_state(run, folders.state)
     say(f"{args.preset} on {args.device}: {preset.arch.parameters_on_disk / 1e6:.2f}M parameters on disk, {preset}")
-    seed = args.seed + run.step  # a resumed run draws new samples
-    dataset = Batches(tokenizer.to_str(), preset, seed)
-    loader = DataLoader(dataset, batch_size=None, num_workers=preset.workers, prefetch_factor=8 if preset.workers else None)
-    short = args.device == "cuda"
-    fit(run, iter(loader), held_batches(tokenizer, 32 if not short else 200), args.out, (15, 60, 60) if short else (30, 240, 300))
+    # A resumed run draws new samples.
+    dataset = Batches(tokenizer.to_str(), preset, args.seed + run.step)
+    prefetch = 4 if preset.workers else None
+    loader = DataLoader(dataset, batch_size=None, num_workers=preset.workers, prefetch_factor=prefetch)
+    batches = iter(loader)
+    held = held_batches(tokenizer, 200 if run.device.type == "cuda" else 32)
+    if args.compile:
+        compile_layers(run, Batch.from_wire(next(batches), run.device))
+    fit(run, batches, held, folders)
+    if args.heldout:
+        finish(args.out, load_trained(args.out), args.heldout)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 Two digits mostly, some three. Subtractions have a result of zero or more. The key of the held-out rule is (op, a, b).
 """
+
 from __future__ import annotations
 
 from random import Random
@@ -10,9 +11,25 @@ from demo.sample import Sample, assistant, draw_key, user
 
 PLACES = ("Ones", "Tens", "Hundreds")
 ZH_PLACES = ("个位", "十位", "百位")
-ASK = ("What is {a} {o} {b}?", "What is {a} {w} {b}?", "Compute {a} {o} {b}.", "{a} {o} {b} = ?", "Calculate {a} {w} {b}.", "{a}{o}{b}=?",
-       "How much is {a} {o} {b}?", "{a} {o} {b}", "Please calculate {a} {o} {b}.")
-ZH_ASK = ("{a}{w}{b}等于多少？", "{a} {o} {b} 等于几？", "计算{a}{o}{b}。", "请计算 {a} {o} {b}。", "{a} {o} {b} = ？", "{a}{w}{b}是多少？")
+ASK = (
+    "What is {a} {o} {b}?",
+    "What is {a} {w} {b}?",
+    "Compute {a} {o} {b}.",
+    "{a} {o} {b} = ?",
+    "Calculate {a} {w} {b}.",
+    "{a}{o}{b}=?",
+    "How much is {a} {o} {b}?",
+    "{a} {o} {b}",
+    "Please calculate {a} {o} {b}.",
+)
+ZH_ASK = (
+    "{a}{w}{b}等于多少？",
+    "{a} {o} {b} 等于几？",
+    "计算{a}{o}{b}。",
+    "请计算 {a} {o} {b}。",
+    "{a} {o} {b} = ？",
+    "{a}{w}{b}是多少？",
+)
 
 
 def digits_of(value: int, width: int) -> list[int]:
@@ -35,7 +52,7 @@ def worked(op: str, a: int, b: int, zh: bool) -> str:
     """The whole answer, ending in the sum itself."""
     width = max(len(str(a)), len(str(b)))
     carry, steps = 0, []
-    for i, (x, y) in enumerate(zip(digits_of(a, width), digits_of(b, width))):
+    for i, (x, y) in enumerate(zip(digits_of(a, width), digits_of(b, width), strict=True)):
         text, _, carry = column(op, x, y, carry)
         steps.append(f"{ZH_PLACES[i]}：{to_chinese(text)}。" if zh else f"{PLACES[i]}: {text}. ")
     result = a + b if op == "+" else a - b
@@ -63,5 +80,5 @@ def draw(rng: Random, held: bool) -> Sample:
         word = ("加" if op == "+" else "减") if zh else ("plus" if op == "+" else "minus")
         messages.append(user(rng.choice(ZH_ASK if zh else ASK).format(a=a, b=b, o=op, w=word)))
         messages.append(assistant(worked(op, a, b, zh)))
-        expect = {"result": a + b if op == "+" else a - b}
+        expect = {"result": a + b if op == "+" else a - b, "operands": [a, b]}
     return Sample("arithmetic", messages, expect)

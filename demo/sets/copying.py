@@ -1,4 +1,8 @@
-"""Copying and looking up: repeat words, numbers or codes of the prompt, or find one by its key. Taught first; the rest rests on it."""
+"""Copying and looking up: repeat words, numbers or codes of the prompt, or find one by its key.
+
+Taught first; the rest rests on it.
+"""
+
 from __future__ import annotations
 
 from random import Random
@@ -11,7 +15,9 @@ ZH_REPEAT = ("重复：{}", "请重复：{}", "跟我说：{}", "照抄：{}")
 
 
 def item(rng: Random) -> str:
-    return rng.choice([words.name, words.city, words.word, words.word, words.code, words.zh_name, lambda r: str(words.number(r))])(rng)
+    return rng.choice(
+        [words.name, words.city, words.word, words.word, words.code, words.zh_name, lambda r: str(words.number(r))]
+    )(rng)
 
 
 def repeat(rng: Random) -> tuple[str, str]:

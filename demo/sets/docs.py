@@ -1,15 +1,27 @@
-"""Plain English text: the docstrings of Python's own modules, read from the running interpreter. Nothing of it is stored here."""
+"""Plain English text: the docstrings of Python's own modules, read from the running interpreter.
+
+Nothing of it is stored here.
+"""
+
 from __future__ import annotations
 
 import importlib
 import inspect
 import re
+import warnings
 from functools import lru_cache
 from random import Random
 
-from demo.sample import Sample
+from demo.sample import Sample, listed
 
-MODULES = ["argparse", "array", "ast", "asyncio", "base64", "bisect", "calendar", "cmath", "codecs", "collections", "configparser", "contextlib", "copy", "csv", "datetime", "decimal", "difflib", "dis", "email", "enum", "fileinput", "fnmatch", "fractions", "ftplib", "functools", "gettext", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "http.client", "imaplib", "inspect", "io", "ipaddress", "itertools", "json", "logging", "mailbox", "math", "mimetypes", "os", "pathlib", "pickle", "pprint", "queue", "random", "re", "sched", "secrets", "shelve", "shlex", "shutil", "smtplib", "socket", "sqlite3", "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "time", "timeit", "tokenize", "trace", "traceback", "types", "typing", "unittest", "urllib.parse", "uuid", "warnings", "wave", "weakref", "xml.dom.minidom", "zipfile"]
+MODULES = listed("""
+    argparse array ast asyncio base64 bisect calendar cmath codecs collections configparser contextlib copy csv
+    datetime decimal difflib dis email enum fileinput fnmatch fractions ftplib functools gettext glob gzip hashlib
+    heapq hmac html http.client imaplib inspect io ipaddress itertools json logging mailbox math mimetypes os
+    pathlib pickle pprint queue random re sched secrets shelve shlex shutil smtplib socket sqlite3 ssl statistics
+    string struct subprocess tarfile tempfile textwrap threading time timeit tokenize trace traceback types typing
+    unittest urllib.parse uuid warnings wave weakref xml.dom.minidom zipfile
+""")
 PIECE_CHARS = 500
 
 
@@ -17,12 +29,18 @@ PIECE_CHARS = 500
 def pieces() -> tuple[str, ...]:
     """Paragraphs of docstrings of at most PIECE_CHARS characters, in a fixed order, without repeats."""
     found: dict[str, None] = {}
-    for module_name in MODULES:
-        module = importlib.import_module(module_name)
-        for _, item in [("", module), *sorted(inspect.getmembers(module, lambda m: inspect.isclass(m) or inspect.isroutine(m)))]:
-            for text in docstrings(item):
-                found.update(dict.fromkeys(paragraphs(text)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # looking at a deprecated module is no use of it
+        for module_name in MODULES:
+            module = importlib.import_module(module_name)
+            for item in (module, *(item for _, item in sorted(inspect.getmembers(module, is_documented)))):
+                for text in docstrings(item):
+                    found.update(dict.fromkeys(paragraphs(text)))
     return tuple(found)
+
+
+def is_documented(item: object) -> bool:
+    return inspect.isclass(item) or inspect.isroutine(item)
 
 
 def docstrings(item: object) -> list[str]:

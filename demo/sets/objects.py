@@ -1,4 +1,8 @@
-"""JSON objects that follow a schema given in the prompt, filled from the data in the request. The held-out key is the field names."""
+"""JSON objects that follow a schema given in the prompt, filled from the data in the request.
+
+The held-out key is the field names.
+"""
+
 from __future__ import annotations
 
 import json
@@ -6,10 +10,14 @@ from random import Random
 from typing import Any
 
 from demo.sample import Sample, assistant, draw_key, user
-from demo.sets.schema import fields, object_schema, spoken_value
+from demo.sets.schema import annotate, fields, object_schema, spoken_value
 
-ASK = ("Answer with a JSON object that follows this schema: {s}\n{d}", "{d}\nWrite this as JSON with the schema {s}", "Schema: {s}\nData: {d}",
-       "Return JSON for this schema: {s}\n{d}")
+ASK = (
+    "Answer with a JSON object that follows this schema: {s}\n{d}",
+    "{d}\nWrite this as JSON with the schema {s}",
+    "Schema: {s}\nData: {d}",
+    "Return JSON for this schema: {s}\n{d}",
+)
 ZH_ASK = ("请按照这个格式输出JSON：{s}\n{d}", "{d}\n请按这个schema写成JSON：{s}")
 PAIRS = ("{k}: {v}", "{k} = {v}", "The {k} is {v}.")
 
@@ -31,6 +39,8 @@ def draw(rng: Random, held: bool) -> Sample:
         chosen = draw_key(rng, held, lambda r: tuple(fields(r, r.choice([1, 2, 3, 3, 4]))))
         values = {f.name: f.value(rng) for f in chosen}
         schema = object_schema(list(chosen))
+        if not held and rng.random() < 0.2:
+            schema = annotate(rng, schema)
         text = rng.choice(ZH_ASK if rng.random() < 0.25 else ASK)
         text = text.format(s=json.dumps(schema, ensure_ascii=False), d=described(rng, values, rng.choice(PAIRS)))
         messages += [user(text), assistant(json.dumps(values, ensure_ascii=False))]

@@ -1,17 +1,29 @@
-"""Random fields: a name, a JSON-schema type and values of that type, for tools and objects. Names are combined from word lists,
-so that no model can know them by heart."""
+"""Random fields: a name, a JSON-schema type and values of that type, for tools and objects.
+
+Names are combined from word lists, so that no model can know them by heart.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from demo.sample import listed
 from demo.sets import words
 
-QUALIFIERS = ["user", "first", "last", "home", "work", "start", "end", "main", "new", "old", "total", "max", "min", "target", "source", "item"]
-TEXT_NOUNS = ["name", "city", "color", "title", "place", "street", "country", "team", "brand", "model", "topic", "label", "owner", "author", "tag", "animal", "food", "hobby", "code", "unit"]
-NUMBER_NOUNS = ["age", "count", "size", "price", "year", "level", "score", "amount", "height", "width", "weight", "speed", "days", "guests", "pages", "rank", "limit", "number"]
+QUALIFIERS = listed("""
+    user first last home work start end main new old total max min target source item
+""")
+TEXT_NOUNS = listed("""
+    name city color title place street country team brand model topic label owner author tag animal food hobby code
+    unit
+""")
+NUMBER_NOUNS = listed("""
+    age count size price year level score amount height width weight speed days guests pages rank limit number
+""")
 FLAG_NOUNS = ["active", "open", "paid", "urgent", "visible", "ready"]
+NOTES = ("The {}", "The {} to use", "The {}, as the user says it", "Name or value of the {}", "{}", "用户的{}")
 CITY_NOUNS = {"city", "place", "street", "country"}
 NAME_NOUNS = {"name", "owner", "author"}
 EXACT = {"color": words.COLOURS, "animal": words.ANIMALS, "food": words.FOODS, "hobby": words.HOBBIES}
@@ -42,7 +54,11 @@ class Field:
             return words.name(rng)
         if self.noun == "code":
             return words.code(rng)
-        return rng.choice(EXACT[self.noun]) if self.noun in EXACT else rng.choice([words.word, words.word, words.name])(rng)
+        return (
+            rng.choice(EXACT[self.noun])
+            if self.noun in EXACT
+            else rng.choice([words.word, words.word, words.name])(rng)
+        )
 
 
 def field(rng: Random) -> Field:
@@ -65,6 +81,15 @@ def fields(rng: Random, count: int) -> list[Field]:
 
 def object_schema(chosen: list[Field]) -> dict[str, Any]:
     return {"type": "object", "properties": {f.name: f.schema for f in chosen}, "required": [f.name for f in chosen]}
+
+
+def annotate(rng: Random, schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with descriptions at some properties, as people write them: there to be passed over."""
+    properties = {}
+    for name, kind in schema["properties"].items():
+        about = rng.choice(NOTES).format(name.replace("_", " "))
+        properties[name] = kind | ({"description": about} if rng.random() < 0.6 else {})
+    return schema | {"properties": properties}
 
 
 def spoken_value(value: Any) -> str:

@@ -1,9 +1,11 @@
-"""Tool calls in InternLM2's form: functions listed in the prompt, one of them called with values from the user's words.
+"""Tool calls in InternLM2's form: functions listed in the prompt, one of them called with values from the user's
+words.
 
-Function names, parameters and values are drawn, so that the call must be copied from the prompt. A sixth are a weather tool in
-its usual wording. After a call some conversations give the environment's result and the answer to the user. The held-out key is
-(function name, its parameter names).
+Function names, parameters and values are drawn, so that the call must be copied from the prompt. A sixth are a
+weather tool in its usual wording. After a call some conversations give the environment's result and the answer to the
+user. The held-out key is (function name, its parameter names).
 """
+
 from __future__ import annotations
 
 import json
@@ -11,14 +13,33 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from demo.sample import Sample, assistant, draw_key, plugin_call, plugin_message, system, user
-from demo.sets import words
-from demo.sets.schema import Field, fields, object_schema, spoken_value
+from demo.sample import Sample, assistant, draw_key, listed, plugin_call, plugin_message, system, user
+from demo.sets import chat, words
+from demo.sets.schema import Field, annotate, fields, object_schema, spoken_value
 
-VERBS = ["get", "find", "book", "open", "close", "send", "add", "delete", "update", "search", "check", "play", "start", "stop", "order", "show", "list", "create", "move", "read", "set", "count", "print", "buy", "sell"]
+VERBS = listed("""
+    get find book open close send add delete update search check play start stop order show list create move read
+    set count print buy sell
+""")
 SYSTEMS = ("You are a helpful assistant.", "You can call tools.", "Use the tools when needed.")
-WEATHER_ASK = ("What is the weather in {c}?", "What's the weather like in {c}?", "What's the weather like in {c} today?", "How is the weather in {c} today?",
-               "Tell me the weather in {c}.", "{c}今天天气怎么样？", "{c}的天气怎么样？", "查一下{c}的天气。")
+WEATHER_ASK = (
+    "What is the weather in {c}?",
+    "What's the weather like in {c}?",
+    "What's the weather like in {c} today?",
+    "How is the weather in {c} today?",
+    "Tell me the weather in {c}.",
+    "{c}今天天气怎么样？",
+    "{c}的天气怎么样？",
+    "查一下{c}的天气。",
+)
+WEATHER_ABOUT = (
+    "Get the weather of a city",
+    "Get the current weather",
+    "Get the current weather in a given location",
+    "Weather by city",
+    "查询天气",
+)
+UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
 WEATHER_NAMES = ("get_weather", "get_current_weather", "weather")
 
 
@@ -73,9 +94,47 @@ def turn(rng: Random, chosen: Tool) -> tuple[str, dict[str, Any]]:
 
 def after(rng: Random, values: dict[str, Any]) -> list[dict[str, str]]:
     """The environment's result and the answer that repeats it."""
-    key, value = rng.choice([("status", "done"), ("result", words.word(rng)), ("result", words.number(rng)), ("weather", rng.choice(["sunny", "rainy", "cloudy"]))])
+    key, value = rng.choice(
+        [
+            ("status", "done"),
+            ("result", words.word(rng)),
+            ("result", words.number(rng)),
+            ("weather", rng.choice(["sunny", "rainy", "cloudy"])),
+        ]
+    )
     content = json.dumps({key: value}, ensure_ascii=False)
     return [{"role": "environment", "name": "<|plugin|>", "content": content}, assistant(f"The {key} is {value}.")]
+
+
+def listing(rng: Random, tools: list[Tool], held: bool) -> list[dict[str, Any]]:
+    """The definitions; outside held-out items some have descriptions, weather tools also a unit that nobody gives."""
+    listed = []
+    for one in tools:
+        definition = one.definition
+        if not held and one.name in WEATHER_NAMES:
+            definition["description"] = rng.choice(WEATHER_ABOUT)
+            if rng.random() < 0.35:
+                definition["parameters"]["properties"]["unit"] = UNIT
+        if not held and rng.random() < 0.3:
+            definition["parameters"] = annotate(rng, definition["parameters"])
+        listed.append(definition)
+    return listed
+
+
+def small_talk(rng: Random) -> list[dict[str, str]]:
+    """A turn that needs no tool, though tools are listed."""
+    question, answer = chat.exchange(rng)
+    return [user(question), assistant(answer)]
+
+
+def more(rng: Random, tools: list[Tool], values: dict[str, Any]) -> list[dict[str, str]]:
+    """What may follow the call: its result, another call, a word about something else."""
+    messages = after(rng, values) if rng.random() < 0.4 else []
+    if rng.random() < 0.6:
+        again = rng.choice(tools)
+        asked, values = turn(rng, again)
+        messages += [user(asked), assistant(plugin_call(again.name, values))]
+    return messages + (small_talk(rng) if rng.random() < 0.06 else [])
 
 
 def draw(rng: Random, held: bool) -> Sample:
@@ -88,13 +147,10 @@ def draw(rng: Random, held: bool) -> Sample:
         chosen = rng.choice(tools)
         asked, values = turn(rng, chosen)
     rng.shuffle(tools)
-    listed = [t.definition for t in tools]
+    listed = listing(rng, tools, held)
     messages = [system(rng.choice(SYSTEMS))] if rng.random() < 0.3 else []
-    messages += [plugin_message(listed), user(asked), assistant(plugin_call(chosen.name, values))]
-    if not held:
-        messages += after(rng, values) if rng.random() < 0.4 else []
-        if rng.random() < 0.6:
-            again = rng.choice(tools)
-            asked, values = turn(rng, again)
-            messages += [user(asked), assistant(plugin_call(again.name, values))]
+    messages.append(plugin_message(listed))
+    messages += small_talk(rng) if not held and rng.random() < 0.08 else []
+    messages += [user(asked), assistant(plugin_call(chosen.name, values))]
+    messages += [] if held else more(rng, tools, values)
     return Sample("tools", messages, {"name": chosen.name, "parameters": values}, listed)

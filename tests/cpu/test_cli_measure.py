@@ -71,6 +71,24 @@ def test_bench_serve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "static:6x8x5" in capsys.readouterr().out
 
 
+def test_a_file_that_cannot_be_written_is_told_first(
+    opened: list[EchoModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "none" / "out.jsonl"
+    assert main(["bench", "engine", "echo", "--output-file", str(file)]) == 1
+    assert capsys.readouterr().err == f"error: {file}: No such file or directory\n" and not opened
+
+
+def test_a_defect_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    async def broken(args: Any, path: str) -> EchoModel:
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(cli_engine, "open_engine", broken)
+    assert main(["bench", "engine", "echo"]) == 70
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: a defect of Tokenmill: KeyError") and shown.count("\n") == 1
+
+
 def test_bench_serve_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "serve", "http://127.0.0.1:9"]) == 5
     shown = capsys.readouterr().err

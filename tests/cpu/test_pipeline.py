@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -239,6 +242,32 @@ def test_closed(pipe: Opened) -> None:
         other("a")
 
 
+def test_dropped_on_its_own_loop() -> None:
+    """The last reference may go in a coroutine: the engine is closed, the thread ends, nobody waits for himself."""
+    pipe = opened()
+    thread = next(t for t in threading.enumerate() if t.name == "tokenmill-pipeline" and t is pipe._loop._thread)
+    pipe._loop.loop.call_soon_threadsafe(pipe._close)
+    thread.join(5)
+    assert not thread.is_alive() and pipe.model.fake.closed
+
+
+FORGETFUL = """
+from tests.cpu.test_pipeline import opened
+pipe = opened(script="x" * 5000, delay_s=0.001)
+stream = pipe.stream_infer("a")
+print(next(stream).text)
+"""
+
+
+def test_a_program_that_forgets_to_close_ends_in_silence() -> None:
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
+
+
 def test_an_engine_that_does_not_open_leaves_no_thread() -> None:
     before = threading.active_count()
 
@@ -309,7 +338,8 @@ def test_defaults_are_lmdeploys() -> None:
     g = GenerationConfig()
     assert (g.max_new_tokens, g.do_sample, g.top_p, g.top_k, g.temperature) == (512, False, 1.0, 50, 0.8)
     t, p = TurbomindEngineConfig(), PytorchEngineConfig()
-    assert (t.cache_max_entry_count, t.cache_block_seq_len, t.quant_policy, t.max_prefill_token_num) == (0.8, 64, 0, 8192)
+    assert (t.cache_max_entry_count, t.cache_block_seq_len, t.quant_policy) == (0.8, 64, 0)
+    assert t.max_prefill_token_num == p.max_prefill_token_num == 8192
     assert (p.block_size, p.prefill_interval, p.device_type, p.dllm_confidence_threshold) == (64, 16, "cuda", 0.85)
     names = {f.name for f in fields(Response)}
     assert {"text", "generate_token_len", "input_token_len", "finish_reason", "token_ids", "logprobs", "index"} <= names

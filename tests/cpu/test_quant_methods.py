@@ -127,7 +127,8 @@ def test_a_norm_rounded_to_bfloat16_still_changes_nothing(tmp_path):
 def plain_gptq(w, gram_MM, recipe):
     """The paper's algorithm 1 without batches: one column at a time, the inverse Hessian eliminated as it goes."""
     w, m = w.double().clone(), w.shape[1]
-    damped = gram_MM.double() + recipe.damp_frac * gram_MM.double().diagonal().mean() * torch.eye(m, dtype=torch.float64)
+    damped = gram_MM.double()
+    damped = damped + recipe.damp_frac * damped.diagonal().mean() * torch.eye(m, dtype=torch.float64)
     order = torch.argsort(gram_MM.diagonal(), descending=True, stable=True).tolist() if recipe.act_order else range(m)
     inverse, grid, codes = torch.linalg.inv(damped), make_grid(w.float(), recipe), torch.zeros_like(w)
     left = list(order)

@@ -1,4 +1,4 @@
-"""Rope tables of every scaling kind: published golden values, transformers' own tables, and what a request's base does."""
+"""Rope tables of every scaling kind: published golden values, transformers' own tables, what a request's base does."""
 
 from __future__ import annotations
 
@@ -118,8 +118,9 @@ def test_longrope_chooses_by_the_prompt():
 
 
 def test_both_spellings_of_a_config_mean_the_same():
-    old = {"rope_theta": 5e5, "rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 128}
-    new = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5e5}, "max_position_embeddings": 128}
+    P = {"max_position_embeddings": 128}
+    old = {"rope_theta": 5e5, "rope_scaling": {"type": "dynamic", "factor": 2.0}, **P}
+    new = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5e5}, **P}
     assert rope_facts(old, 64) == rope_facts(new, 64)
     assert rope_facts(old, 64).base_rule() == RopeBase("dynamic", 5e5, 2.0, 128, 64)
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from tests.support.workloads import VOCAB, CountingMatcher, Harness, Workload, allowed
+from tests.support.workloads import POISON, VOCAB, CountingMatcher, Harness, Workload, allowed
 
 from tokenmill.config import SchedulerConfig
 from tokenmill.engine.contract import Capacity, KVGroup, RopeBase, StepPlan, StepResult
 from tokenmill.engine.fake import FakePending, FakeRunner, dream
 from tokenmill.engine.scheduler import Scheduler
+from tokenmill.engine.sequence import Sequence
+from tokenmill.engine.tables import Hit
 from tokenmill.errors import RequestError
 from tokenmill.types import Finish, GrammarSpec, Request, Sampling, Stop, Want
 
@@ -317,6 +319,7 @@ def scheduler(capacity: Capacity, config: SchedulerConfig = OVERLAP) -> Schedule
         (request("a", 200), "context is 80 tokens"),
         (request("a", [VOCAB]), r"\[0, 40\)"),
         (request("a", 3, -1), "at least 0"),
+        (replace(request("a", 3), stop=Stop(5, 0, tuple(range(300)))), "limit is 256"),
     ],
 )
 def test_refusals_name_the_numbers(asked: Request, said: str) -> None:
@@ -361,3 +364,77 @@ def test_a_long_prompt_does_not_hold_up_running_rows() -> None:
     made.run()
     mixed = [p for p in plans if len(p.decode_slots) and p.rows]
     assert len(mixed) >= 8 and all(sum(r.num_tokens for r in p.rows) <= 7 for p in mixed)
+
+
+# ---- what is shared, and who gives way
+
+
+def test_prefix_hits_stay_within_those_who_share_a_salt() -> None:
+    prompt = list(range(14))
+    names = ("", "mine", "mine", "", "yours")
+    made = harness(PLAIN, [(i * 9, request(f"r{i}", prompt, 3, cache_salt=salt)) for i, salt in enumerate(names)])
+    made.run()
+    assert [made.answers[i].extras["cached_tokens"] for i in range(5)] == [0, 0, 12, 12, 0]
+
+
+@pytest.mark.parametrize("prompt", [5, 7])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_next_turn_of_a_chat_hits_what_has_run(overlap: bool, prompt: int) -> None:
+    """An answer's last token is drawn but never run: the block that it fills is not there for the next turn."""
+    first = request("turn 1", prompt, 8 - prompt)
+    answer, _ = dream(first, PLAIN, 1)
+    turn = [*first.prompt_ids, *answer, 7]
+    made = harness(PLAIN, [(0, first), (9, request("turn 2", turn, 3))], SchedulerConfig(overlap=overlap))
+    made.run()
+    assert len(turn) == 9 and made.answers[1].extras["cached_tokens"] == 4
+
+
+def test_blocks_of_a_prompt_that_failed_are_never_indexed() -> None:
+    """Its logits were not finite: nobody may build on its cache."""
+    made = harness(PLAIN, [(0, request("bad", [*range(12), POISON, 3], 3))])
+    made.run()
+    assert made.answers[0].finish is Finish.ERROR
+    assert made.scheduler.desk.tables.groups[0].pool.num_indexed == 0
+
+
+def test_hit_blocks_that_nobody_holds_are_not_free_twice() -> None:
+    """4 cached blocks and 1 free one: a prompt that hits the 4 has room for 1 more, not for 5."""
+    one = scheduler(replace(PLAIN, groups=(replace(FULL, num_blocks=5),)))
+    tables = one.desk.tables
+    pool = tables.groups[0].pool
+    blocks = pool.allocate(4)
+    for number, block in enumerate(blocks.tolist()):
+        pool.publish(block, bytes([number]))
+    pool.release(blocks)
+    hit = Hit(16, [(0, blocks.tolist())])
+    assert pool.num_free == 5
+    assert tables.fits(hit, 20, [0]) and not tables.fits(hit, 21, [0]) and not tables.fits(hit, 20, [1])
+
+
+def victims_of(made: Harness) -> list[tuple[str, set[str]]]:
+    """Who was preempted, and who sat there at that moment."""
+    found: list[tuple[str, set[str]]] = []
+    preempt = made.scheduler.desk.preempt
+
+    def noting(seq: Sequence) -> None:
+        found.append((seq.request.id, {s.request.id for s in made.scheduler.desk.state.sequences if s is not None}))
+        preempt(seq)
+
+    made.scheduler.desk.preempt = noting  # type: ignore[method-assign]
+    return found
+
+
+def test_the_youngest_gives_way() -> None:
+    capacity = replace(PLAIN, groups=(replace(FULL, num_blocks=9),))
+    made = harness(capacity, [(0, request(f"r{i}", 5, 18)) for i in range(3)])
+    victims = victims_of(made)
+    made.run()
+    assert victims and all(victim == max(seated) for victim, seated in victims)
+
+
+def test_rows_of_this_plan_do_not_give_way() -> None:
+    """A favoured prompt runs in chunks beside a row that decodes; when blocks end, the row is in the plan already."""
+    capacity = replace(PLAIN, groups=(replace(FULL, num_blocks=10),), max_step_tokens=6)
+    for new in range(8, 30):
+        made = harness(capacity, [(0, request("runs", 3, new)), (4, request("favoured", 26, 3, priority=-1))])
+        made.run()

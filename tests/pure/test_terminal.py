@@ -16,6 +16,7 @@ from tests.support.scripted_talk import ScriptedTalk
 
 from tokenmill.serve.ui.clean import MAX_SEQUENCE, Cleaner, clean
 from tokenmill.serve.ui.conversation import BOUNDS, Conversation, run_command
+from tokenmill.serve.ui.talk import new_part
 from tokenmill.serve.ui.terminal import PROMPT, PipeReader, Terminal
 
 
@@ -124,3 +125,25 @@ def test_nothing_dangerous_remains(text: str) -> None:
 
 def test_an_unfinished_sequence_does_not_swallow_the_answer() -> None:
     assert clean("\x1b]0;" + "x" * 1000).count("x") >= 1000 - MAX_SEQUENCE
+
+
+TURNS = (
+    {"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}, {"role": "user", "content": "q2\nmore"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rendered", "first", "later"),
+    [
+        ("<|User|>:q1<eoh>\n<|Bot|>:{}", "<|User|>:q1<eoh>\n<|Bot|>:", "<|User|>:q2\nmore<eoh>\n<|Bot|>:"),
+        ("<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n{}", "<|im_start|>user\nq1<|im_end|>\n"
+         "<|im_start|>assistant\n", "<|im_start|>user\nq2\nmore<|im_end|>\n<|im_start|>assistant\n"),
+        ("[INST] q1 [/INST]{}", "[INST] q1 [/INST]", " </s><s>[INST] q2\nmore [/INST]"),
+    ],
+    ids=["internlm", "internlm2", "llama2"],
+)  # fmt: skip
+def test_a_turn_s_own_part_of_the_prompt(rendered: str, first: str, later: str) -> None:
+    """As the first generation showed it: all of the first prompt, then what each turn adds."""
+    ends = {"<|U": "<eoa>\n", "<|i": "<|im_end|>\n", "[IN": ""}
+    assert new_part(rendered.format(""), TURNS[:1]) == first
+    assert new_part(rendered.format("a1") + ends[rendered[:3]] + later, TURNS) == later

@@ -43,10 +43,11 @@ class Served:
 
 
 @contextmanager
-def serving(model: str, *flags: str, cwd: Path | None = None) -> Iterator[Served]:
+def serving(model: str, *flags: str, cwd: Path | None = None, dash: str = "-") -> Iterator[Served]:
     """`tokenmill serve api_server model`, ready when entered and told to drain when left."""
     port = free_port()
-    command = [*COMMAND, "serve", "api_server", model, "--server-name", "127.0.0.1", "--server-port", str(port)]
+    command = [*COMMAND, "serve", "api_server", model]
+    command += [f"--server{dash}name", "127.0.0.1", f"--server{dash}port", str(port)]
     process = subprocess.Popen(
         [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=cwd
     )

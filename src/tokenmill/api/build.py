@@ -19,6 +19,7 @@ from tokenmill.api.parsers import ParserNames, parser_names
 from tokenmill.api.prepare import end_of_text
 from tokenmill.api.session import ServedModel, TextParts
 from tokenmill.api.templates import template_choice
+from tokenmill.api.workspace import unfold
 from tokenmill.config import EngineConfig, validate
 from tokenmill.engine.contract import Engine
 from tokenmill.errors import ConfigError, FormatError
@@ -31,7 +32,7 @@ from tokenmill.tokenize.template import ChatTemplate
 from tokenmill.tokenize.tokenizer import Tokenizer
 
 RUNNER = "tokenmill.runner.runner:make_runner"
-GRAMMARS = "tokenmill.api.grammars:make_compiler"
+GRAMMARS = "tokenmill.api.build:make_compiler"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ async def open_text_engine(
     name: under which it is served (the path as typed). chat_template: a builtin name, a .json or .jinja file, or a
     choice. generation_config: `auto` (the folder's generation_config.json), `lmdeploy` (none of it), or a folder.
     """
-    served = name or config.model.path
+    asked = config.model.path
+    config, name = unfold(config, name)
+    served = name or asked
     config, side = await asyncio.to_thread(
         open_text_side, validate(config), _choice(chat_template), tool_call_parser, reasoning_parser
     )
@@ -121,6 +124,13 @@ def _grammars(side: TextSide) -> GrammarCheck | None:
         return GrammarCheck(Compiler(token_table(side.tokenizer, side.folder.eos_ids(), side.vocab_size)))
     except ConfigError:
         return None
+
+
+def make_compiler(config: EngineConfig) -> Compiler:
+    """What the engine's process compiles grammars with; `config.model.path` is a folder there."""
+    folder = TextFolder.read(Path(config.model.path))
+    tokenizer, vocab_size = load_tokenizer(folder.path), read_spec(folder.path, config.model).vocab_size
+    return Compiler(token_table(tokenizer, folder.eos_ids(), vocab_size))
 
 
 def uses_gpu(config: EngineConfig) -> bool:

@@ -1,33 +1,21 @@
-"""Grammars of a served model: the compiler that an engine loads by name, and the check before a request is queued.
+"""Grammars of a served model: what a compiler must know of its vocabulary, and the check before a request is queued.
 
-The engine's process builds its own compiler (`make_compiler`), as no object crosses; the check compiles once beside
-the event loop, so that a bad grammar is answered 400 and a slow one is given up after a second.
+The check compiles once beside the event loop, so that a bad grammar is answered 400 and a slow one is given up after a
+second; the engine's process compiles again with a compiler of its own, as no object crosses.
 """
 
 from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from tokenmill.config import EngineConfig
 from tokenmill.errors import RequestError
 from tokenmill.grammar.compiler import Compiler, TokenTable
-from tokenmill.models.spec import read_spec
 from tokenmill.tokenize.choose import TURN_ENDS
-from tokenmill.tokenize.folder import TextFolder
-from tokenmill.tokenize.loader import load_tokenizer
 from tokenmill.tokenize.tokenizer import Tokenizer
 from tokenmill.types import GrammarSpec
 
 COMPILE_LIMIT_S = 1.0
-
-
-def make_compiler(config: EngineConfig) -> Compiler:
-    """The compiler of the folder at `config.model.path`."""
-    folder = TextFolder.read(Path(config.model.path))
-    tokenizer = load_tokenizer(folder.path)
-    return Compiler(token_table(tokenizer, folder.eos_ids(), read_spec(folder.path, config.model).vocab_size))
 
 
 def token_table(tokenizer: Tokenizer, eos_ids: tuple[int, ...], size: int) -> TokenTable:

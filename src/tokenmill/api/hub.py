@@ -34,9 +34,9 @@ def resolve_model(model: str, revision: str | None = None, download_dir: str | N
     if model == DEMO:
         return _demo()
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return _with_config(folder)
-    if folder.exists():
+    if model and folder.exists():
         raise FormatError(f"{model} is a file; a model is a folder with config.json and weights")
     name = hub_name(model, revision)
     found = _fetch_modelscope(name, download_dir) if env.use_modelscope() else _fetch(name, download_dir)

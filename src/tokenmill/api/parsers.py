@@ -11,10 +11,16 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.types import TextRequest
 
 _TOOLS, _REASONING = "tokenmill.parse.tools", "tokenmill.parse.reasoning"
-_TOOL_ALIASES = {"internlm": "internlm2", "intern-s1": "internlm2"}
+_TOOL_ALIASES = {
+    "internlm": "internlm2", "intern-s1": "internlm2", "qwen": "hermes", "qwen2d5": "hermes", "qwen3": "hermes",
+    "interns2-preview": "qwen3coder", "llama3.1": "llama3", "llama3_1": "llama3", "glm4": "glm47", "glm45": "glm47",
+    "deepseek": "deepseek_v3", "deepseek-r1": "deepseek_v3", "deepseek-v3.2": "deepseek_v32",
+    "deepseek-v4": "deepseek_v32",
+}  # fmt: skip
 _REASONING_ALIASES = {
     "default": "think_tags", "qwen-qwq": "think_tags", "intern-s1": "think_tags", "deepseek-r1": "think_tags",
-}
+    "qwen3": "think_tags", "deepseek-v3.2": "deepseek_v32", "deepseek-v4": "deepseek_v32",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ def parser_names(tools: str | None, reasoning: str | None, vocabulary: Vocabular
     Raises ConfigError on a name that is not there.
     """
     if tools is None:
-        tools = next((name for name in find.names(_TOOLS) if _speaks(name, vocabulary)), None)
+        tools = _spoken(vocabulary)
     return ParserNames(_checked(_TOOLS, tools, _TOOL_ALIASES), _checked(_REASONING, reasoning, _REASONING_ALIASES))
 
 
@@ -40,18 +46,20 @@ def parsers_for(names: ParserNames, request: TextRequest, vocabulary: Vocabulary
     reasoning = tools = None
     keep: frozenset[int] = frozenset()
     if names.reasoning is not None:
-        inside = request.template_options.get("enable_thinking") is not False
         module = find.load(_REASONING, names.reasoning)
+        inside = module.starts_inside(request.template_options)
         reasoning, keep = module.ReasoningParser(inside), _ids(module.TAGS, vocabulary)
     if names.tools is not None and request.tools and request.tool_choice != "none":
         module = find.load(_TOOLS, names.tools)
-        tools, keep = module.ToolParser(), keep | _ids(module.TAGS, vocabulary)
+        tools, keep = module.ToolParser(request.tools), keep | _ids(module.TAGS, vocabulary)
     return Parsers(reasoning, tools, keep)
 
 
-def _speaks(name: str, vocabulary: Vocabulary) -> bool:
-    tags: tuple[str, ...] = find.load(_TOOLS, name).TAGS
-    return all(vocabulary.token_id(tag) is not None for tag in tags)
+def _spoken(vocabulary: Vocabulary) -> str | None:
+    """The dialect whose signs the tokenizer holds, the one with most of them where several do."""
+    signs = {name: tuple(find.load(_TOOLS, name).SIGNS) for name in find.names(_TOOLS)}
+    held = [n for n, tags in signs.items() if tags and all(vocabulary.token_id(tag) is not None for tag in tags)]
+    return max(held, key=lambda name: len(signs[name]), default=None)
 
 
 def _checked(package: str, name: str | None, aliases: dict[str, str]) -> str | None:

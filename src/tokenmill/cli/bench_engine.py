@@ -35,6 +35,8 @@ async def measure(args: argparse.Namespace) -> None:
     from tokenmill.bench.workload import parse
     from tokenmill.cli.engine import open_engine
 
+    if args.output_file:
+        append(args.output_file, [])  # a folder that cannot be written to is found out now
     started = time.perf_counter()
     opened = await open_engine(args, args.model)
     print(f"ready after {time.perf_counter() - started:.1f} s")

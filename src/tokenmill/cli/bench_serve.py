@@ -28,6 +28,8 @@ def add_arguments(parser: Parser) -> None:
 async def measure(args: argparse.Namespace) -> list[tuple[str, ...]]:
     from tokenmill.bench import report, serve, workload
 
+    if args.output_file:
+        report.append(args.output_file, [])  # a folder that cannot be written to is found out now
     rows, records = [], []
     key = args.api_key or next(iter(env.api_keys()), None)
     async with serve.open_client(args.url, key) as client:

@@ -2,7 +2,7 @@
 
 A verb's module has `add_arguments(parser)` and `run(args) -> int` (the exit code). Errors meant for a user end as one
 line on stderr, `error: ...`, with the error's exit code; Ctrl-C ends with 130; a reader that went away (`| head`) with
-0. Nothing here imports torch.
+0; a defect with 70, and TOKENMILL_LOG_LEVEL=DEBUG shows where. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CTRL_C = 128 + signal.SIGINT
 USAGE_ERROR = 2
+DEFECT = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +53,15 @@ _SERVE = Group(
         "proxy": Verb("", "one address before many servers", later="give clients the servers' own addresses"),
     },
 )
-_LITE_LATER = "quantized checkpoints made by LMDeploy, AutoAWQ or AutoGPTQ load as they are"
 _LITE = Group(
     "quantize a model",
     {
-        name: Verb("", text, later=_LITE_LATER)
-        for name, text in {
-            "auto_awq": "4-bit weights by AWQ",
-            "auto_gptq": "4-bit weights by GPTQ",
-            "calibrate": "activation statistics",
-            "smooth_quant": "8-bit weights and activations",
-            "kv_qparams": "scales of an 8-bit KV cache",
-        }.items()
+        "auto_awq": Verb("lite_auto_awq", "4-bit weights: AWQ's scales, then GPTQ"),
+        "auto_gptq": Verb("lite_auto_gptq", "2-, 3-, 4- or 8-bit weights by GPTQ"),
+        "smooth_quant": Verb("lite_smooth_quant", "8-bit weights and activations, int8 or fp8"),
+        "blocked_fp8": Verb("lite_blocked_fp8", "fp8 weights with a scale per block"),
+        "calibrate": Verb("", "activation statistics", later="each lite verb calibrates by itself"),
+        "kv_qparams": Verb("", "scales of an 8-bit KV cache", later="the KV cache needs none: --quant-policy 8"),
     },
 )
 _CHECK = Group(
@@ -100,7 +98,7 @@ TABLE: Table = {
     "eval": _EVAL,
     "bench": _BENCH,
     "convert-weights": Verb("convert_weights", "change a checkpoint's quantized format without loss"),
-    "convert": Verb("", "make a workspace (first LMDeploy generation)", later="models load from their own folder"),
+    "convert": Verb("convert", "make a workspace of LMDeploy's first generation"),
     "verify": Verb("verify", "check a checkpoint folder against its manifest"),
     "make-tiny": Verb("make_tiny", "write a tiny random checkpoint, for tests"),
 }
@@ -174,3 +172,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python would complain once more when it flushes stdout at exit.
         sys.stdout = None
         return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last resort: one line to the user, the rest to the log
+        return defect(error)
+
+
+def defect(error: Exception) -> int:
+    """Says that we are at fault, and how to see more."""
+    from tokenmill import log
+
+    log.configure().debug("where it happened", exc_info=error)
+    print(f"error: a defect of Tokenmill: {log.safe(f'{type(error).__name__}: {error}')} "
+          "(please report it; TOKENMILL_LOG_LEVEL=DEBUG shows where)", file=sys.stderr)  # fmt: skip
+    return DEFECT

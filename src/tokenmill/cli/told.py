@@ -14,7 +14,7 @@ def lines(name: str, about: dict[str, Any]) -> list[str]:
         return []
     fits = ", ".join(f"{count} of {tokens} tokens" for tokens, count in about["sequences"].items())
     phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in about["phases_s"].items())
-    threads = f", {about['threads']} threads" if about["device"] == "cpu" else ""
+    threads = f", {about['threads']} thread(s)" if about["device"] == "cpu" else ""
     rows = {
         "model": f"{name}: {about['family']}, {about['dtype']} on {about['device_name']}{threads}, tp {about['tp']}",
         "weights": size(about["weights_bytes"]),

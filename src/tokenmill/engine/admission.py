@@ -12,6 +12,9 @@ from tokenmill.engine.sequence import Sequence
 from tokenmill.errors import RequestError
 from tokenmill.types import Request
 
+# Every step compares each row with as many stop ids as the row that has most of them.
+MOST_STOP_IDS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
@@ -47,6 +50,10 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
         raise RequestError(f"prompt token ids must lie in [0, {capacity.vocab_size})", param="prompt")
     if stop.max_new_tokens < 0 or stop.min_new_tokens < 0:
         raise RequestError("max_new_tokens and min_new_tokens must be at least 0", param="max_tokens")
+    if len(stop.token_ids) > MOST_STOP_IDS:
+        raise RequestError(
+            f"the request names {len(stop.token_ids)} stop token ids; the limit is {MOST_STOP_IDS}", param="stop"
+        )
     if request.media and capacity.encoder_cache_bytes == 0:
         raise RequestError("this model takes no images: send text only", param="messages")
 

@@ -68,9 +68,12 @@ class EngineClient:
     async def generate(self, request: Request) -> AsyncIterator[StepOutput]:
         stream = self._enter(request)
         try:
-            while stream.finish is None:
+            is_last = False
+            while not is_last:
                 await stream.ready()
-                yield stream.take()
+                output = stream.take()
+                is_last = output.finish is not None
+                yield output
         finally:
             self._leave(stream)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from tokenmill.engine.contract import Stats
@@ -154,11 +154,12 @@ class EchoEngine:
         return (TokenLogprobs(token, 0.0, ((token, 0.0),) if request.top_logprobs else ()),)
 
     async def score(self, request: Request) -> StepOutput:
-        tokens: list[int] = []
-        last = StepOutput()
-        async for last in self.generate(request):
-            tokens += last.token_ids
-        return StepOutput(tuple(tokens), last.finish, last.stop_token_id, usage=last.usage)
+        parts = [output async for output in self.generate(request)]
+        return replace(
+            parts[-1],
+            token_ids=tuple(token for part in parts for token in part.token_ids),
+            logprobs=tuple(one for part in parts for one in part.logprobs),
+        )
 
     def abort(self, request_id: str) -> None:
         answer = self._live.get(request_id)

@@ -113,10 +113,13 @@ def _array_out(value: object) -> object:
 def _array_in(code: int, data: memoryview) -> NDArray[np.generic]:
     if not 0 <= code < len(DTYPES):
         raise WireError(f"array type {code} is unknown")
-    axes = data[0]
-    shape = struct.unpack_from(f"<{axes}I", data, 1)
-    # A copy, so that an array does not keep its whole frame alive.
-    return np.frombuffer(data, DTYPES[code], offset=1 + 4 * axes).reshape(shape).copy()
+    try:
+        axes = data[0]
+        shape = struct.unpack_from(f"<{axes}I", data, 1)
+        # A copy, so that an array does not keep its whole frame alive.
+        return np.frombuffer(data, DTYPES[code], offset=1 + 4 * axes).reshape(shape).copy()
+    except (IndexError, ValueError, struct.error) as error:
+        raise WireError(f"{len(data)} bytes are no array: {error}") from error
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_array_out)
@@ -143,7 +146,7 @@ def body_length(head: bytes) -> int:
 def read_to_engine(body: bytes) -> ToEngine:
     try:
         record: ToEngine = _to_engine.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"not a record for the engine: {error}") from error
     return record
 
@@ -151,7 +154,7 @@ def read_to_engine(body: bytes) -> ToEngine:
 def read_from_engine(body: bytes) -> FromEngine:
     try:
         record: FromEngine = _from_engine.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"not a record of the engine: {error}") from error
     return record
 

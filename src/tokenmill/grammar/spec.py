@@ -18,8 +18,8 @@ from tokenmill.types import GrammarSpec
 MAX_TEXT_BYTES = 64 * 1024
 MAX_DEPTH = 32
 MAX_CHOICES = 1024
-# White space between JSON tokens: enough to indent, too little to fill an answer with.
-_SPACES = r"[ \n\r\t]{1,40}"
+# White space between JSON tokens: what people and json.dumps write, and too little to fill an answer with.
+_SPACES = r"( |\n[ \t]{0,32})"
 SpecialIds = Mapping[str, int]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenmill.kernels.ops import AttentionFacts, AttentionParts, Heads, Norm
-from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, split_part, unit_span
+from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, split_part, split_rows, unit_span
 from tokenmill.weights.contract import Source, Weight
 
 
@@ -82,7 +82,7 @@ class GroupedQKV:
         whole = read_part(source, prefix + self.name, shape, a.num_kv_heads)
         bias = read_bias(source, prefix + self.name, shape[0], a.qkv_bias)
         sizes = (a.num_heads // a.num_kv_heads * a.head_dim, a.head_dim, a.head_dim) * a.num_kv_heads
-        weights = whole.weight.split(0, sizes)
+        weights = split_rows(whole.weight, sizes)
         biases = None if bias is None else torch.split(bias, list(sizes))
         return tuple(
             Part(

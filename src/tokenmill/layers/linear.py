@@ -19,6 +19,7 @@ from tokenmill.kernels.ops import Ops, Prepared
 from tokenmill.log import get_logger
 from tokenmill.weights.classes import Dense
 from tokenmill.weights.contract import Source, Weight
+from tokenmill.weights.fuse import fuse
 
 Kind = Literal["column", "row", "replicated"]
 
@@ -55,7 +56,7 @@ class Linear:
 
     def __init__(self, parts: tuple[Part, ...], kind: Kind, loader: Loader):
         shares = [shard(part, kind, loader.group) for part in parts]
-        weight, bias = fuse(shares)
+        weight, bias = join(shares)
         self.shape = weight.shape
         self.nbytes = weight.nbytes
         self.prepared: Prepared = loader.ops.primitives.prepare_linear(weight.to(loader.device), bias, loader.dtype)
@@ -86,9 +87,18 @@ def read_bias(source: Source, name: str, size: int, promised: bool) -> Tensor | 
 
 def split_part(part: Part, sizes: tuple[int, ...], units: tuple[int, ...]) -> tuple[Part, ...]:
     """A linear that holds several, cut along N into parts of `sizes` rows and `units` pieces each."""
-    weights = part.weight.split(0, sizes)
+    weights = split_rows(part.weight, sizes)
     biases = (None,) * len(sizes) if part.bias is None else torch.split(part.bias, list(sizes))
     return tuple(Part(*cut) for cut in zip(weights, biases, units, strict=True))
+
+
+def split_rows(weight: Weight, sizes: tuple[int, ...]) -> tuple[Weight, ...]:
+    """Rows apart; as plain numbers, with a warning, where a cut would fall inside a block of the weight's scales."""
+    try:
+        return weight.split(0, sizes)
+    except FormatError as error:
+        get_logger().warning("held as plain numbers, which costs memory: %s", error)
+    return Dense(weight.dequantize()).split(0, sizes)
 
 
 def shard(part: Part, kind: Kind, group: Group) -> Part:
@@ -127,18 +137,9 @@ def _cut_bias(part: Part, group: Group) -> Tensor | None:
     return part.bias[first:last]
 
 
-def fuse(parts: list[Part]) -> tuple[Weight, Tensor | None]:
-    """Parts joined along N. Weights of different classes or schemes are joined as Dense, and a warning says so."""
-    first, *others = (part.weight for part in parts)
-    bias = _join_bias(parts)
-    if not others:
-        return first, bias
-    try:
-        return first.join(0, tuple(others)), bias
-    except FormatError as error:
-        get_logger().warning("linears are fused as plain weights: %s", error)
-    dense = [weight.dequantize(torch.float32) for weight in (first, *others)]
-    return Dense(torch.cat(dense)), bias
+def join(parts: list[Part]) -> tuple[Weight, Tensor | None]:
+    """Parts joined along N; weights of different classes or schemes by the rule of `weights/fuse.py`."""
+    return fuse(tuple(part.weight for part in parts)), _join_bias(parts)
 
 
 def _join_bias(parts: list[Part]) -> Tensor | None:

@@ -21,10 +21,19 @@ class MlpArch:
 
 
 class MlpLayout(Protocol):
-    """How a checkpoint stores gate, up and down. `norm` is the name of the norm before them."""
+    """How a checkpoint stores gate, up and down. `norm` is the name of the norm before them.
+
+    `inputs`: linears that read the normed input, gate's rows first. `output`: the one that reads what they make.
+    """
 
     @property
     def norm(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def output(self) -> str: ...
 
     def shapes(self, a: MlpArch) -> dict[str, tuple[int, int]]:
         """Linears by name within the layer, with their (N, M)."""
@@ -43,6 +52,14 @@ class MlpNames:
     gate: str
     up: str
     down: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.gate, self.up
+
+    @property
+    def output(self) -> str:
+        return self.down
 
     def shapes(self, a: MlpArch) -> dict[str, tuple[int, int]]:
         inner = (a.ffn_size, a.hidden_size)
@@ -63,6 +80,14 @@ class PackedMlpNames:
     norm: str
     gate_up: str
     down: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.gate_up,)
+
+    @property
+    def output(self) -> str:
+        return self.down
 
     def shapes(self, a: MlpArch) -> dict[str, tuple[int, int]]:
         return {self.gate_up: (2 * a.ffn_size, a.hidden_size), self.down: (a.hidden_size, a.ffn_size)}

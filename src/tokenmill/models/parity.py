@@ -48,8 +48,8 @@ class StageParity:
 
     @property
     def ok(self) -> bool:
-        """False for NaN, too."""
-        return self.difference <= LIMIT * max(1.0, self.size)
+        """False for NaN, too (with the size first, `max` gives NaN on)."""
+        return self.difference <= LIMIT * max(self.size, 1.0)
 
     def __str__(self) -> str:
         mark = "ok" if self.ok else "DIFFERS"

@@ -18,7 +18,7 @@ from torch.nn import functional
 from tokenmill.errors import FormatError
 from tokenmill.kernels.reference.rms_norm import rms_norm
 from tokenmill.kernels.reference.rope import rope
-from tokenmill.layers.attention import AttentionArch, QKVNames
+from tokenmill.layers.attention import AttentionArch, QKVNames, alibi_slopes
 from tokenmill.layers.rope import Rope, logn_factors
 from tokenmill.models.family import DecoderArch, Family
 from tokenmill.models.spec import layer_linears, layer_vectors
@@ -43,8 +43,8 @@ class BlockFacts:
         return {
             "qkv": tuple(attention.qkv.shapes(self.arch.attention)),
             "out": (attention.out,),
-            "gate_up": (mlp.gate, mlp.up),
-            "down": (mlp.down,),
+            "gate_up": mlp.inputs,
+            "down": (mlp.output,),
         }[site]
 
 
@@ -87,11 +87,12 @@ class _Held:
 class Block:
     """Linears fp32 [N, M] and vectors (norms, biases) fp32, by name within the layer; both may be replaced.
 
-    stored: the dtype in which norms and biases lie on disk.
+    stored: the dtype in which norms and biases lie on disk. window_tokens: what the layer's attention sees (None: all).
     """
 
     def __init__(self, facts: BlockFacts, linears: dict[str, Tensor], vectors: dict[str, Tensor], stored: torch.dtype):
         self.stored = stored
+        self.window_tokens: int | None = None
         self.facts = facts
         self.linears = linears
         self.vectors = vectors
@@ -119,16 +120,29 @@ class Block:
         q, k = rope(q, cos, sin), rope(k, cos, sin)
         if self.facts.arch.logn_tokens is not None:
             q = q * logn_factors(torch.arange(len(q), device=q.device), self.facts.arch.logn_tokens)[:, None, None]
+        mask = self._mask(len(q))
         out = functional.scaled_dot_product_attention(
             q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None],
-            is_causal=True, scale=a.head_dim**-0.5, enable_gqa=True,
+            mask, is_causal=mask is None, scale=a.head_dim**-0.5, enable_gqa=True,
         )  # fmt: skip
         return out[0].transpose(0, 1).flatten(1)
 
+    def _mask(self, length: int) -> Tensor | None:
+        """What is added to the scores, [S, S] or [H, S, S], where the layer has a window or ALiBi."""
+        a, device = self.facts.arch.attention, self.facts.qkv_rows[0].device
+        if self.window_tokens is None and not a.alibi:
+            return None
+        places = torch.arange(length, device=device)
+        ahead_SS = places - places[:, None]
+        hidden_SS = (ahead_SS > 0) | (ahead_SS <= -(self.window_tokens or length))
+        slopes_H = alibi_slopes(a.num_heads).to(device) if a.alibi else torch.zeros(1, device=device)
+        return (slopes_H[:, None, None] * ahead_SS).masked_fill(hidden_SS, float("-inf"))
+
     def inner(self, x_SD: Tensor) -> Tensor:
         """From the normed input to what `down` reads, [S, F]."""
-        gate, up = self.facts.names("gate_up")
-        return functional.silu(self.linear(gate, x_SD)) * self.linear(up, x_SD)
+        flat = torch.cat([self.linear(name, x_SD) for name in self.facts.names("gate_up")], 1)
+        gate, up = flat.chunk(2, 1)
+        return functional.silu(gate) * up
 
     def linear(self, name: str, x_SM: Tensor) -> Tensor:
         return functional.linear(x_SM, self.linears[name], self.vectors.get(f"{name}.bias"))
@@ -176,7 +190,9 @@ def read_block(facts: BlockFacts, source: Source, index: int, device: torch.devi
             stored = held.dtype
             vectors[name] = held.to(device, torch.float32)
             _check_finite(prefix + name, vectors[name])
-    return Block(facts, linears, vectors, stored)
+    block = Block(facts, linears, vectors, stored)
+    block.window_tokens = facts.arch.attention_of(index).window_tokens
+    return block
 
 
 def _check_finite(name: str, value: Tensor) -> None:

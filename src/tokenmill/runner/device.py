@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenmill.engine.contract import I32, Capacity, Pending, StepPlan, StepResult
+from tokenmill.engine.contract import I32, Capacity, Pending, StepCost, StepPlan, StepResult
 from tokenmill.kv.contract import KVPages
 from tokenmill.models.contract import Model
 from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
@@ -185,6 +185,10 @@ class DeviceRunner:
 
     def capacity(self) -> Capacity:
         return self._capacity
+
+    def costs(self, cost: StepCost) -> None:
+        """What was measured (cost.py), for the scheduler."""
+        self._capacity = replace(self._capacity, cost=cost)
 
     def run(self, plan: StepPlan) -> Pending:
         if self._last is not None and self._last.waits_for_masks:

@@ -59,6 +59,8 @@ class CacheNeed:
 def free_bytes(device: torch.device) -> int:
     """Memory that can still be taken on the device; on CPU within the control group's limit."""
     if device.type == "cuda":
+        # What loading left in the allocator's own store is free as well.
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     free = _available()
     if _CGROUP_LIMIT.exists() and (limit := _CGROUP_LIMIT.read_text().strip()).isdigit():

@@ -45,13 +45,18 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether `batch` sequences of `context` tokens fit. `frac`: the least share of free memory that holds them."""
+    """Whether the batch fits at `context` tokens each. `frac`: the least share of free memory that holds it (None: none
+    does); `batch`: how many sequences fit at the largest share.
+    """
 
     context: int
     kv_bytes: int
-    fits: bool
     frac: float | None
-    advice: str
+    batch: int
+
+    @property
+    def fits(self) -> bool:
+        return self.frac is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +78,11 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
+    """`fp32_weight_bytes`: what the plain weights take where arithmetic is fp32, as it is on a CPU."""
+
     request: PlanRequest
     workspace_bytes: int
+    fp32_weight_bytes: int = 0
     rows: tuple[PlanRow, ...] = field(default=())
 
     def row(self, weights: str, kv: str) -> PlanRow:
@@ -95,7 +103,8 @@ def memory_plan(
         _row(_Pair(name, size, kv, per_layer), spec, work, request)
         for name, size in known.items() for kv, per_layer in kv_bytes.items()
     ]
-    return MemoryPlan(request, work, tuple(rows))
+    fp32 = ceil((spec.linear_params + spec.other_params) * 4 / request.tp)
+    return MemoryPlan(request, work, fp32, tuple(rows))
 
 
 def weights_bytes(spec: ModelSpec, weight_format: str, tp: int = 1) -> int:
@@ -155,15 +164,8 @@ def _row(pair: _Pair, spec: ModelSpec, work: int, request: PlanRequest) -> PlanR
 
 def _verdict(request: PlanRequest, context: int, token_bytes: int, free: int) -> Verdict:
     needed = request.batch * context * token_bytes
-    frac = _least_frac(needed, free)
-    if frac is None:
-        missing = needed - max(free, 0) if free > 0 else needed - free
-        fit = max(0, int(free * MOST_FRAC)) // (context * token_bytes)
-        advice = f"--max-batch-size {fit}" if fit else f"{_gib(missing)} short"
-        return Verdict(context, needed, False, None, advice)
-    if frac <= request.memory_frac:
-        return Verdict(context, needed, True, frac, "")
-    return Verdict(context, needed, True, frac, f"--cache-max-entry-count {frac:.2f}")
+    most = max(0, int(free * MOST_FRAC)) // (context * token_bytes)
+    return Verdict(context, needed, _least_frac(needed, free), most)
 
 
 def _least_frac(needed_bytes: int, free_bytes: int) -> float | None:
@@ -178,26 +180,36 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
+LEGEND = (
+    "fits: at the share above. 0.87: with --cache-max-entry-count 0.87. no, 4 fit: at most --max-batch-size 4. "
+    "no: not one such sequence."
+)
+
+
 def format_plan(plan: MemoryPlan) -> str:
     """The plan as a table in plain text."""
     request = plan.request
+    contexts = [_short(c) for c in request.contexts]
     lines = [
         f"memory {_gib(request.memory_bytes)}, workspace {_gib(plan.workspace_bytes)}, "
         f"{request.memory_frac:.0%} of the rest for the KV cache, batch {request.batch}",
-        _line("weights", "KV", "weights", "B/token", "tokens", "context", *(_short(c) for c in request.contexts),
-              *(f"{request.batch} x {_short(c)}" for c in request.contexts)),
+        _line("weights", "KV", "weights", "B/token", "tokens", "context", *contexts,
+              *(f"{request.batch} x {context}" for context in contexts)),
     ]
     for row in plan.rows:
         lines.append(_line(
             row.weights, row.kv, _gib(row.weight_bytes), str(row.token_bytes), str(row.tokens), str(row.max_context),
-            *(str(n) for n in row.sequences.values()), *(_shown(v) for v in row.verdicts),
+            *(str(n) for n in row.sequences.values()), *(_shown(v, request.memory_frac) for v in row.verdicts),
         ))
-    return "\n".join(lines)
+    fp32 = f"A CPU computes in fp32: plain weights take {_gib(plan.fp32_weight_bytes)} there, KV auto twice the bytes."
+    return "\n".join([*lines, LEGEND, fp32])
 
 
-def _shown(verdict: Verdict) -> str:
-    word = "fits" if verdict.fits else "no"
-    return f"{_gib(verdict.kv_bytes)} {word}" + (f": {verdict.advice}" if verdict.advice else "")
+def _shown(verdict: Verdict, share: float) -> str:
+    size = _gib(verdict.kv_bytes)
+    if verdict.fits and verdict.frac is not None:
+        return f"{size} {'fits' if verdict.frac <= share else f'{verdict.frac:.2f}'}"
+    return f"{size} no, {verdict.batch} fit" if verdict.batch else f"{size} no"
 
 
 def _short(context: int) -> str:
@@ -205,5 +217,6 @@ def _short(context: int) -> str:
 
 
 def _line(*cells: str) -> str:
-    widths = (8, 11, 11, 9, 9, 8)
-    return "  ".join(cell.ljust(widths[i] if i < len(widths) else 10) for i, cell in enumerate(cells)).rstrip()
+    count = (len(cells) - 6) // 2
+    widths = (8, 11, 11, 8, 8, 8, *([5] * count), *([21] * count))
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -25,6 +25,7 @@ from tokenmill.models.contract import ModelSpec
 from tokenmill.models.decoder import Decoder
 from tokenmill.models.spec import read_spec
 from tokenmill.runner import graphs, memory
+from tokenmill.runner.cost import measure_cost
 from tokenmill.runner.device import DeviceRunner, DeviceSteps
 from tokenmill.runner.facts import Phases, describe
 from tokenmill.runner.lanes import make_lane
@@ -70,7 +71,10 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
         steps.capture(capture_keys(config, need, model))
     phases.end("graphs")
     told = describe(config, need, groups, memory.resident_bytes(model), phases)
-    return DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads), told)
+    runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads), told)
+    if config.scheduler.itl_target_ms is not None:
+        runner.costs(measure_cost(runner))
+    return runner
 
 
 def resolve(config: EngineConfig, spec: ModelSpec, device: torch.device) -> EngineConfig:
@@ -113,13 +117,21 @@ def size_cache(
     """The cache that fits beside what is loaded: on the rank that has the least room, so that all hold the same."""
     need = memory.cache_need(config, spec, load_kind(config.cache.kv), group.size)
     work = workspace_bytes(spec, config.scheduler.max_rows or 1, config.scheduler.max_step_tokens or 1)
+    if device.type == "cuda":
+        work += score_bytes(config, spec, group.size)
     mine = torch.tensor([max(memory.free_bytes(device) - work, 0)], device=device)
     groups, fitted = memory.size_groups(config, need, int(group.all_gather(mine).min()))
     return groups, fitted, need
 
 
+def score_bytes(config: EngineConfig, spec: ModelSpec, ranks: int) -> int:
+    """Reference attention's scores, their masked copy and their softmax, of a whole chunk over the longest context."""
+    tokens = (config.scheduler.max_step_tokens or 1) * (config.model.max_model_tokens or spec.max_model_tokens)
+    return 3 * 4 * tokens * spec.num_heads // ranks
+
+
 def make_capacity(config: EngineConfig, spec: ModelSpec, groups: tuple[KVGroup, ...]) -> Capacity:
-    """`cost` is left at zero: the scheduler then bounds a step by tokens alone (see docs/rooms/runner.md)."""
+    """`cost` stays zero where no inter-token target is set: nobody reads it then, and measuring takes steps."""
     return Capacity(
         groups,
         max_rows=config.scheduler.max_rows or 1,

@@ -7,11 +7,18 @@ and the newlines around them are never shown.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenmill.parse.events import Event, ReasoningEvent, TextEvent
 from tokenmill.parse.tags import UntilTag
 
 OPEN, CLOSE = "<think>", "</think>"
 TAGS = (OPEN, CLOSE)
+
+
+def starts_inside(options: dict[str, Any]) -> bool:
+    """Whether the template's options leave the answer inside reasoning from the start."""
+    return options.get("enable_thinking") is not False
 
 
 class ReasoningParser:

@@ -76,7 +76,7 @@ class Hessian:
                     return upper
             get_logger().warning("%s: damping %.3g is too little, trying %.3g", where, damp_frac, damp_frac + DAMP_STEP)
             damp_frac += DAMP_STEP
-        raise FormatError(f"{where}: no damping up to {MAX_DAMP} lets the Hessian be inverted: use more calibration data")
+        raise FormatError(f"{where}: no damping up to {MAX_DAMP} lets the Hessian be inverted: calibrate on more text")
 
 
 @dataclass(slots=True)

@@ -32,9 +32,9 @@ def new_part(rendered: str, messages: tuple[Message, ...]) -> str:
     if not answered or answered[-1] not in rendered:
         return rendered
     rest = rendered[rendered.rindex(answered[-1]) + len(answered[-1]) :]
-    # The answer's own end (`<eoa>`) closes the turn before.
-    end, line_break, turn = rest.partition("\n")
-    return turn if line_break and str(messages[-1]["content"]) not in end else rest
+    # The answer's own end (`<eoa>` and a line break) closes the turn before.
+    end = rest.find("\n") + 1
+    return rest[end:] if end <= rest.find(str(messages[-1]["content"])) else rest
 
 
 class EngineTalk:

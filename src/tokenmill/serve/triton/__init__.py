@@ -1,0 +1,1 @@
+"""Tokenmill inside a Triton Inference Server."""
