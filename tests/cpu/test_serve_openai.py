@@ -171,6 +171,32 @@ def test_template_options_reach_the_template(live: Live) -> None:
     assert live.engine.seen[-1].template_options == {"enable_thinking": False, "reasoning_effort": "low"}
 
 
+@pytest.mark.parametrize(
+    ("form", "kind", "text"),
+    [
+        ({"type": "json_object"}, "json_object", "{}"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}, "json_schema",
+         '{"type":"object"}'),
+        ({"type": "json_schema", "schema": {"type": "object"}}, "json_schema", '{"type":"object"}'),
+        ({"type": "regex_schema", "regex_schema": "a+"}, "regex", "a+"),
+        ({"type": "regex", "regex": "a+"}, "regex", "a+"),
+        ({"type": "grammar", "grammar": 'start: "a"'}, "ebnf", 'start: "a"'),
+        ({"type": "choice", "choice": ["a", "b"]}, "choice", '["a","b"]'),
+    ],
+)  # fmt: skip
+def test_response_formats_reach_the_engine_as_grammars(live: Live, form: dict[str, Any], kind: str, text: str) -> None:
+    assert live.chat(response_format=form).status_code == 200
+    grammar = live.engine.seen[-1].grammar
+    assert grammar is not None and (grammar.kind, grammar.text) == (kind, text)
+
+
+@pytest.mark.parametrize("form", [{"type": "xml"}, {"type": 5}, {"type": "json_schema"}, {"type": "regex"},
+                                  {"type": "json_schema", "json_schema": {"schema": 5}}, 5])  # fmt: skip
+def test_response_formats_that_are_none(live: Live, form: Any) -> None:
+    reply = live.chat(response_format=form)
+    assert reply.status_code == 400 and reply.json()["param"] == "response_format"
+
+
 def test_unknown_fields_are_ignored_and_counted(live: Live) -> None:
     def count() -> float:
         lines = live.client.get("/metrics").text.splitlines()
@@ -266,8 +292,9 @@ def test_models_list_and_card(live: Live) -> None:
     assert live.client.get("/v1/models/other").status_code == 404
 
 
-def test_docs_page_needs_no_other_host(live: Live) -> None:
-    page = live.client.get("/")
+@pytest.mark.parametrize("path", ["/", "/ui"])
+def test_pages_need_no_other_host(live: Live, path: str) -> None:
+    page = live.client.get(path)
     assert page.headers["content-type"].startswith("text/html")
     assert "http://" not in page.text and "https://" not in page.text and "src=" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tokenmill.api.contract import SamplingDefaults, TextLimits
 from tokenmill.engine.contract import Stats
 from tokenmill.errors import EngineDeadError, RequestError
-from tokenmill.types import Chunk, Finish, Message, TextLogprob, TextRequest, Usage
+from tokenmill.types import Chunk, Finish, Message, RawArray, TextLogprob, TextRequest, Usage, Want
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VOCAB_SIZE = 1000
@@ -111,6 +113,9 @@ class FakeTextEngine:
         most = min(room, wished if request.max_new_tokens is None else request.max_new_tokens)
         prompt_logprobs = tuple(None if i == 0 else self._logprob(w, request) for i, w in enumerate(words))
         first: dict[str, Any] = {"prompt_ids": ids}
+        if request.want & Want.POOL:
+            pool = np.array([len(ids), 3, 4], "<f4")
+            first["arrays"] = {"pool": RawArray(pool.shape, "<f4", pool.tobytes())}
         if request.prompt_logprobs:
             first["prompt_logprobs"] = prompt_logprobs
         stopped = request.max_new_tokens is None or request.max_new_tokens > len(answer)

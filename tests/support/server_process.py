@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,13 +32,12 @@ class ServerProcess:
 
 
 @contextmanager
-def echo_server(*flags: str, engine: str = "echo") -> Iterator[ServerProcess]:
-    """`tokenmill serve api_server demo FLAGS` on a small engine (tests/support/echo_server.py), ready for work."""
-    command = [sys.executable, "-m", "tests.support.echo_server", engine, "serve", "api_server", "demo",
-               "--server-name", "127.0.0.1", "--server-port", "0", *flags]  # fmt: skip
+def server_process(command: list[str], *flags: str) -> Iterator[ServerProcess]:
+    """`command` with any free port of loopback and `flags`, ready for work."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        [*command, "--server-name", "127.0.0.1", "--server-port", "0", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT,
     )
     server = ServerProcess(process)
     assert process.stdout is not None
@@ -48,7 +47,7 @@ def echo_server(*flags: str, engine: str = "echo") -> Iterator[ServerProcess]:
             if line.startswith("auth:"):
                 break
         found = re.search(r"http://\S+:\d+", "\n".join(server.lines))
-        assert found is not None, f"{server.lines} {process.stderr.read() if process.stderr else ''}"
+        assert found is not None, server.lines
         server.url = found[0]
         server.wait_ready()
         yield server
@@ -56,3 +55,9 @@ def echo_server(*flags: str, engine: str = "echo") -> Iterator[ServerProcess]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def echo_server(*flags: str, engine: str = "echo") -> AbstractContextManager[ServerProcess]:
+    """`tokenmill serve api_server demo FLAGS` on a small engine (tests/support/echo_server.py)."""
+    command = [sys.executable, "-m", "tests.support.echo_server", engine, "serve", "api_server", "demo"]
+    return server_process(command, *flags)

@@ -23,8 +23,6 @@ IGNORED = {
     "--cap": "chat and plain completion are both served",
 }
 IGNORED_SWITCHES = {
-    "--allow-terminate-by-client": "the server ends on SIGTERM",
-    "--enable-abort-handling": "a client that disconnects aborts its requests",
     "--enable-metrics": "metrics are on; --disable-metrics turns them off",
 }
 NOT_SERVED = {
@@ -51,6 +49,11 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--drain-timeout", type=float, default=60.0, help="seconds to finish answers after SIGTERM")
     group.add_argument("--request-timeout", type=float, help="seconds after which any answer ends")
     parser.add_switch("--allow-credentials", "let other sites' pages send cookies")
+    group.add_argument("--admin-socket", metavar="PATH", help="a unix socket, for this user only, with the routes that "
+                       "steer the server: abort_request, terminate")  # fmt: skip
+    parser.add_switch("--enable-admin-routes", "those routes on the public port too, for whoever has a key")
+    parser.add_switch("--allow-terminate-by-client", "only the route terminate")
+    parser.add_switch("--enable-abort-handling", "only the route abort_request")
     parser.add_switch("--ssl", "TLS, with the files of SSL_KEYFILE and SSL_CERTFILE")
     parser.add_switch("--disable-fastapi-docs", "no page at / and no /openapi.json")
     parser.add_switch("--disable-metrics", "no /metrics")
@@ -79,16 +82,33 @@ def keys_of(args: argparse.Namespace) -> tuple[str, ...]:
     return (*args.api_keys, *lines, *env.api_keys())
 
 
+def admin_routes(args: argparse.Namespace, keys: tuple[str, ...]) -> frozenset[str]:
+    """What the public port may steer. Without a key nobody may; a server asked to allow it starts all the same."""
+    from tokenmill.serve.http.options import ADMIN_ROUTES
+
+    names = set(ADMIN_ROUTES if args.enable_admin_routes else ())
+    names |= {"terminate"} if args.allow_terminate_by_client else set()
+    names |= {"abort_request"} if args.enable_abort_handling else set()
+    if names and not keys:
+        shown = ", ".join(sorted(names))
+        note(f"without --api-keys nobody may steer the server over HTTP ({shown}); use --admin-socket")
+        return frozenset()
+    return frozenset(names)
+
+
 def options_of(args: argparse.Namespace) -> ServerOptions:
     from tokenmill.serve.http.options import MIB, CorsOptions, ServerOptions, TransportLimits
 
+    keys = keys_of(args)
     cors = CorsOptions(
         tuple(args.allow_origins), tuple(args.allow_methods), tuple(args.allow_headers), args.allow_credentials
     )
     return ServerOptions(
         host=args.server_name,
         port=args.server_port,
-        api_keys=keys_of(args),
+        api_keys=keys,
+        admin_socket=args.admin_socket,
+        admin_routes=admin_routes(args, keys),
         cors=cors,
         tls=tls_files() if args.ssl else None,
         max_concurrent_requests=args.max_concurrent_requests,

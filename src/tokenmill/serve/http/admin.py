@@ -19,11 +19,9 @@ from starlette.responses import JSONResponse, Response
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.serve.http import errors
 from tokenmill.serve.http.body import read_json
-from tokenmill.serve.http.options import ServerOptions
+from tokenmill.serve.http.options import ADMIN_ROUTES, ServerOptions
 from tokenmill.serve.http.schema import AbortRequest
 from tokenmill.serve.http.service import Service, service_of
-
-ROUTES = ("abort_request", "terminate", "sleep", "wakeup", "is_sleeping")
 
 
 async def abort_request(request: Request) -> Response:
@@ -60,7 +58,7 @@ def router(names: Iterable[str]) -> APIRouter:
     made = APIRouter(tags=["admin"])
     known = {"abort_request": abort_request, "terminate": terminate, "sleep": sleep, "wakeup": sleep,
              "is_sleeping": is_sleeping}  # fmt: skip
-    for name in ROUTES:
+    for name in ADMIN_ROUTES:
         if name in names:
             methods = ["GET"] if name == "is_sleeping" else ["POST"]
             made.add_api_route(f"/{name}", known[name], methods=methods, response_model=None)
@@ -74,7 +72,7 @@ class AdminServer(uvicorn.Server):
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
         app.state.service = service
         errors.install(app)
-        app.include_router(router(ROUTES))
+        app.include_router(router(ADMIN_ROUTES))
         self.path = path
         self._socket = bind(path)
         super().__init__(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False))

@@ -59,6 +59,7 @@ def build_app(service: Service) -> FastAPI:
     for endpoint in ENDPOINTS:
         app.include_router(endpoint.router)
     app.include_router(admin.router(options.admin_routes))
+    app.include_router(docs.chat_router)
     if options.metrics:
         app.include_router(prometheus.router)
     if options.docs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 
@@ -11,6 +13,7 @@ from tokenmill.errors import RequestError
 from tokenmill.serve.http.errors import error_response
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/version"})
+PAGES = frozenset({"/", "/ui"})
 
 
 class KeyRing:
@@ -33,6 +36,9 @@ class KeyRing:
 class AuthLayer:
     """Refuses every path but OPEN_PATHS without a key: `Authorization: Bearer KEY` or `x-api-key: KEY`.
 
+    Browsers cannot send those when they open a page, so the pages ask for a password, which is the key. That a browser
+    then sends it with other sites' requests too does no harm: ours need a JSON content type, which those may not set.
+
     Decides on the decoded path exactly as the router will see it; anything that is not literally an open path needs a
     key, whatever its case, slashes or escapes.
     """
@@ -46,7 +52,8 @@ class AuthLayer:
             await self.app(scope, receive, send)
             return
         error = RequestError("Unauthorized.", 401, code="invalid_api_key")
-        await error_response(error, {"WWW-Authenticate": "Bearer", "Connection": "close"})(scope, receive, send)
+        scheme = 'Basic realm="tokenmill: any name, and an API key as password"' if scope["path"] in PAGES else "Bearer"
+        await error_response(error, {"WWW-Authenticate": scheme, "Connection": "close"})(scope, receive, send)
 
 
 def _given(scope: Scope) -> bytes:
@@ -54,7 +61,16 @@ def _given(scope: Scope) -> bytes:
     kind, _, value = headers.get(b"authorization", b"").partition(b" ")
     if kind.lower() == b"bearer":
         return bytes(value.strip())
+    if kind.lower() == b"basic":
+        return _password(value.strip())
     return bytes(headers.get(b"x-api-key", b""))
+
+
+def _password(credentials: bytes) -> bytes:
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _digest(key: bytes) -> bytes:

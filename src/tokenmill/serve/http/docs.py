@@ -1,4 +1,4 @@
-"""The page at `/`: every route with its schema and a form to try it. One static file, no network."""
+"""The pages: `/`, every route with its schema and a form to try it, and `/ui`, a chat. Static files, no network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from starlette.responses import Response
 
 router = APIRouter(include_in_schema=False)
 
-# The page is one file: its own inline script and style, and requests to this server only.
+# A page is one file: its own inline script and style, and requests to this server only.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 
+chat_router = APIRouter(include_in_schema=False)
+
+
 @router.get("/")
-async def page() -> Response:
-    html = files("tokenmill.serve.ui").joinpath("docs.html").read_bytes()
+async def docs() -> Response:
+    return _page("docs.html")
+
+
+@chat_router.get("/ui")
+async def chat() -> Response:
+    return _page("chat.html")
+
+
+def _page(name: str) -> Response:
+    html = files("tokenmill.serve.ui").joinpath(name).read_bytes()
     return Response(html, media_type="text/html", headers={"Content-Security-Policy": _POLICY})

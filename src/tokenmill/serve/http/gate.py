@@ -9,7 +9,7 @@ from tokenmill.serve.http.errors import error_response
 from tokenmill.serve.http.service import Service
 
 # Answered in every phase: they tell about the server, not about the model.
-ALWAYS = frozenset({"/", "/openapi.json", "/health", "/health/live", "/health/ready", "/version", "/metrics"})
+ALWAYS = frozenset({"/", "/ui", "/openapi.json", "/health", "/health/live", "/health/ready", "/version", "/metrics"})
 
 
 class GateLayer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tokenmill.errors import ConfigError
 
 MIB = 1 << 20
+ADMIN_ROUTES = ("abort_request", "terminate", "sleep", "wakeup", "is_sleeping")
 
 
 @dataclass(frozen=True, slots=True)
