@@ -39,6 +39,13 @@ class FakeCodec:
     async def decode(self, ids: tuple[int, ...], skip_special_tokens: bool = True) -> str:
         return " ".join(self.words[i] if i < len(self.words) else f"w{i}" for i in ids)
 
+    async def prompt_ids(self, request: TextRequest, tools: tuple[Message, ...]) -> tuple[int, ...]:
+        if isinstance(request.prompt, str):
+            return await self.encode(request.prompt)
+        if request.prompt and isinstance(request.prompt[0], dict):
+            return await self.encode(" ".join(m["content"] or "" for m in request.prompt))
+        return request.prompt  # type: ignore[return-value]
+
     async def render(
         self, messages: tuple[Message, ...], tools: tuple[Message, ...] = (), options: dict[str, Any] | None = None
     ) -> str:
@@ -89,7 +96,7 @@ class FakeTextEngine:
                 self.aborted.append(request.id)
 
     async def _answer(self, request: TextRequest) -> AsyncIterator[Chunk]:
-        ids = await self._prompt_ids(request)
+        ids = await self.codec.prompt_ids(request, request.tools)
         room = self.max_model_tokens - len(ids)
         if room <= 0:
             raise RequestError(
@@ -144,13 +151,6 @@ class FakeTextEngine:
             first = {}
             if finish is not None:
                 return
-
-    async def _prompt_ids(self, request: TextRequest) -> tuple[int, ...]:
-        if isinstance(request.prompt, str):
-            return await self.codec.encode(request.prompt)
-        if request.prompt and isinstance(request.prompt[0], dict):
-            return await self.codec.encode(" ".join(m["content"] or "" for m in request.prompt))
-        return request.prompt  # type: ignore[return-value]
 
     def _logprob(self, word: str, request: TextRequest) -> TextLogprob:
         top = tuple(TextLogprob(w, w.encode(), i, -1.0 - i) for i, w in enumerate(WORDS[: request.top_logprobs]))

@@ -35,6 +35,10 @@ class TextCodec(Protocol):
 
     async def decode(self, ids: tuple[int, ...], skip_special_tokens: bool = True) -> str: ...
 
+    async def prompt_ids(self, request: TextRequest, tools: tuple[Message, ...]) -> tuple[int, ...]:
+        """The ids a request's prompt stands for, as `generate` will make them."""
+        ...
+
     async def render(
         self, messages: tuple[Message, ...], tools: tuple[Message, ...] = (), options: dict[str, Any] | None = None
     ) -> str:

@@ -10,13 +10,36 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from tokenmill import __version__
-from tokenmill.serve.http import docs, errors, health, prometheus
+from tokenmill.serve.anthropic import count as anthropic_count
+from tokenmill.serve.anthropic import messages as anthropic_messages
+from tokenmill.serve.anthropic import models as anthropic_models
+from tokenmill.serve.anthropic.schema import CountRequest, MessagesRequest
+from tokenmill.serve.http import admin, docs, errors, health, prometheus
 from tokenmill.serve.http.auth import AuthLayer, KeyRing
 from tokenmill.serve.http.gate import GateLayer
 from tokenmill.serve.http.service import Service
 from tokenmill.serve.http.transport import TransportLayer
+from tokenmill.serve.native import generate, interactive, pooling, ppl, tokens
+from tokenmill.serve.native.schema import (
+    DetokenizeRequest,
+    EncodeRequest,
+    GenerateRequest,
+    InteractiveRequest,
+    PoolingRequest,
+    PplRequest,
+    TokenizeRequest,
+)
 from tokenmill.serve.openai import chat, completions, models
 from tokenmill.serve.openai.schema import ChatRequest, CompletionRequest
+from tokenmill.serve.responses import endpoint as responses
+from tokenmill.serve.responses.schema import ResponsesRequest
+
+ENDPOINTS = (models, chat, completions, responses, anthropic_messages, anthropic_count, anthropic_models, generate,
+             interactive, pooling, ppl, tokens, health)  # fmt: skip
+SCHEMAS = (
+    ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest, CountRequest, GenerateRequest,
+    InteractiveRequest, PoolingRequest, PplRequest, EncodeRequest, TokenizeRequest, DetokenizeRequest,
+)  # fmt: skip
 
 
 def build_app(service: Service) -> FastAPI:
@@ -33,8 +56,9 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     errors.install(app)
-    for router in (models.router, chat.router, completions.router, health.router):
-        app.include_router(router)
+    for endpoint in ENDPOINTS:
+        app.include_router(endpoint.router)
+    app.include_router(admin.router(options.admin_routes))
     if options.metrics:
         app.include_router(prometheus.router)
     if options.docs:
@@ -67,7 +91,7 @@ def _add_schemas(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = original()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (ChatRequest, CompletionRequest):
+        for model in SCHEMAS:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

@@ -24,8 +24,16 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 async def read_json(request: Request, schema: type[Schema]) -> tuple[Schema, int]:
     """The validated body and how many unknown top-level fields it had."""
+    return validated(await read_object(request), schema)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body as it came, strictly decoded."""
     check_content_type(request.headers.get("content-type", ""))
-    value = decode(await read_all(request.receive))
+    return decode(await read_all(request.receive))
+
+
+def validated(value: dict[str, Any], schema: type[Schema]) -> tuple[Schema, int]:
     known = {field.alias or name for name, field in schema.model_fields.items()}
     try:
         return schema.model_validate(value), len(value.keys() - known)

@@ -1,4 +1,5 @@
-"""Error answers. One body carries both shapes: OpenAI's nested `error` object and LMDeploy's flat keys.
+"""Error answers. One body carries both shapes: OpenAI's nested `error` object and LMDeploy's flat keys; the Anthropic
+routes have their own shape, whichever layer refuses.
 
 The flat `code` is the HTTP status, the nested one a stable word (or null). No answer carries a traceback, a path, an
 address or the request's own content beyond the field's name.
@@ -16,12 +17,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from tokenmill.errors import EngineDeadError, RequestError
 from tokenmill.log import get_logger, safe
 
 RETRY_AFTER_S = {429: "1", 503: "2"}
+ANTHROPIC_PATHS = ("/v1/messages", "/anthropic/")
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ANTHROPIC_KINDS = {**_KINDS, 413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 # The rest of such a request is not read, so the connection cannot be used again.
 _CLOSES = (408, 413, 431)
 
@@ -43,6 +47,28 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     }
 
 
+def anthropic_error(error: RequestError) -> dict[str, Any]:
+    kind = _ANTHROPIC_KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+class ErrorResponse(Response):
+    """An error answer that takes the shape of the path it is sent to."""
+
+    media_type = "application/json"
+
+    def __init__(self, error: RequestError, headers: Mapping[str, str]) -> None:
+        self.error = error
+        body = error_body(error.status, str(error), error.param, error.code)
+        super().__init__(msgspec.json.encode(body), error.status, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith(ANTHROPIC_PATHS):
+            self.body = msgspec.json.encode(anthropic_error(self.error))
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
     """`error` as an answer, with Retry-After where trying again may help."""
     all_headers = dict(headers or {})
@@ -50,8 +76,7 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
         all_headers.setdefault("Retry-After", RETRY_AFTER_S[error.status])
     if error.status in _CLOSES:
         all_headers["Connection"] = "close"
-    body = msgspec.json.encode(error_body(error.status, str(error), error.param, error.code))
-    return Response(body, error.status, all_headers, media_type="application/json")
+    return ErrorResponse(error, all_headers)
 
 
 def as_request_error(error: BaseException) -> RequestError:

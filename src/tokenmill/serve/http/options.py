@@ -47,6 +47,8 @@ class ServerOptions:
 
     `max_concurrent_requests` requests run at once and later ones wait; None leaves that to the engine. `max_queue` is
     how many may wait before 429. Both count choices: a request with n=4 takes four places. `tls` is (key, certificate).
+    `admin_socket` is a path for the routes that steer the server; `admin_routes` names those of them that the public
+    port has too, which needs keys.
     """
 
     host: str = "0.0.0.0"
@@ -59,6 +61,8 @@ class ServerOptions:
     max_n: int = 16
     drain_timeout_s: float = 60.0
     request_timeout_s: float | None = None
+    admin_socket: str | None = None
+    admin_routes: frozenset[str] = frozenset()
     docs: bool = True
     metrics: bool = True
     log_level: str = "info"
@@ -89,6 +93,8 @@ def check(options: ServerOptions) -> ServerOptions:
             raise ConfigError(f"{flag} is {value}; it must not be negative")
     if options.max_n < 1 or options.limits.body_bytes < 1:
         raise ConfigError(f"--max-n ({options.max_n}) and --max-body-mib must be at least 1")
+    if options.admin_routes and not options.api_keys:
+        raise ConfigError("admin routes on the public port need --api-keys; --admin-socket PATH needs none")
     if any(not key.strip() for key in options.api_keys):
         raise ConfigError("--api-keys holds an empty key; every key needs at least one character")
     return options

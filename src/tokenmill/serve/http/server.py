@@ -23,6 +23,7 @@ import uvicorn
 from tokenmill.api.contract import TextEngine
 from tokenmill.errors import ConfigError
 from tokenmill.log import get_logger
+from tokenmill.serve.http.admin import admin_of
 from tokenmill.serve.http.app import build_app
 from tokenmill.serve.http.banner import banner
 from tokenmill.serve.http.options import ServerOptions, check
@@ -60,6 +61,7 @@ class HttpServer(uvicorn.Server):
         self.failure: BaseException | None = None
         self._factory = factory
         self._socket = bind(options)
+        self._admin = admin_of(self.service, options)
         self._loading: asyncio.Task[None] | None = None
         self._drain_until_s: float | None = None
         self._aborted = False
@@ -79,6 +81,8 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         scheme = "https" if self.options.tls else "http"
         self._log("Uvicorn running on %s://%s:%d (Press CTRL+C to quit)", scheme, self.options.host, self.port)
+        if self._admin is not None:
+            await self._admin.open()
         self._loading = asyncio.create_task(self._load())
 
     async def on_tick(self, counter: int) -> bool:
@@ -88,6 +92,8 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        if self._admin is not None:
+            await self._admin.close()
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)

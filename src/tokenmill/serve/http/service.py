@@ -18,6 +18,7 @@ from starlette.requests import Request
 from tokenmill.api.contract import TextEngine
 from tokenmill.errors import EngineDeadError, RequestError
 from tokenmill.serve.http.admission import Admission
+from tokenmill.serve.http.conversations import Conversations
 from tokenmill.serve.http.fanout import merge
 from tokenmill.serve.http.metrics import Metrics, Timeline
 from tokenmill.serve.http.options import ServerOptions
@@ -55,7 +56,8 @@ class Service:
         self.phase = Phase.LOADING
         self.in_flight = 0
         self.live: set[str] = set()
-        self.sessions: set[int] = set()
+        self.sessions: dict[int, Job] = {}
+        self.conversations = Conversations()
         self._engine: TextEngine | None = None
         self._admission: Admission | None = None
         self._metrics: Metrics | None = None
@@ -116,11 +118,28 @@ class Service:
         for request_id in tuple(self.live):
             self.engine.abort(request_id)
 
+    def abort_request(self, request_id: str) -> None:
+        """Ends the choices of one answer, by the id it has in its body. Raises RequestError 400 where there is none."""
+        key = request_id.rpartition("-")[2].rpartition("_")[2]
+        mine = [one for one in self.live if key and one.split("-")[1] == key]
+        if not mine:
+            raise RequestError("no request of this request_id is running", 400, param="request_id")
+        for one in mine:
+            self.engine.abort(one)
+
+    def abort_session(self, session: int) -> None:
+        """Ends what runs under a client's session id. Raises RequestError 400 where nothing does."""
+        job = self.sessions.get(session)
+        if job is None:
+            raise RequestError(f"no request of session_id {session} is running", 400, param="session_id")
+        for request in job.requests:
+            self.engine.abort(request.id)
+
     async def run(self, job: Job) -> AsyncGenerator[tuple[int, Chunk], None]:
         """(choice, chunk) of every choice as they come. Raises RequestError for anything that ends the whole answer."""
         admission = self._admission
         assert admission is not None, "the gate lets no work in before the engine is attached"
-        self._take_session(job.session)
+        self._take_session(job)
         places = 0
         started_s = time.monotonic()
         try:
@@ -147,18 +166,19 @@ class Service:
             self.live.discard(request.id)
             timeline.end()
 
-    def _take_session(self, session: int | None) -> None:
+    def _take_session(self, job: Job) -> None:
+        session = job.session
         if session is None:
             return
         if session in self.sessions:
             raise RequestError(
                 f"session_id {session} is occupied by a running request", 400, param="session_id", code="session_busy"
             )
-        self.sessions.add(session)
+        self.sessions[session] = job
 
     def _give_session(self, session: int | None) -> None:
         if session is not None:
-            self.sessions.discard(session)
+            self.sessions.pop(session, None)
 
 
 def service_of(request: Request) -> Service:

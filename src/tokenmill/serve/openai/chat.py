@@ -10,17 +10,16 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tokenmill.errors import RequestError
 from tokenmill.serve.http.body import read_json
 from tokenmill.serve.http.deadline import timeout_of
 from tokenmill.serve.http.disconnect import unless_gone
 from tokenmill.serve.http.service import Job, Service, service_of
 from tokenmill.serve.http.sse import EventStream, event
-from tokenmill.serve.openai.collect import Collected, chat_logprobs, usage_body
+from tokenmill.serve.openai.collect import Collected, chat_logprobs, collect, usage_body
 from tokenmill.serve.openai.convert import chat_job
 from tokenmill.serve.openai.describe import body_of
 from tokenmill.serve.openai.schema import ChatRequest
-from tokenmill.types import Chunk, Finish
+from tokenmill.types import Chunk
 
 router = APIRouter(tags=["openai"])
 
@@ -39,12 +38,7 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def _answer(service: Service, job: Job) -> dict[str, Any]:
-    choices = [Collected() for _ in job.requests]
-    async with aclosing(service.run(job)) as chunks:
-        async for index, chunk in chunks:
-            choices[index].add(chunk)
-    if any(choice.finish is Finish.TIMEOUT for choice in choices):
-        raise RequestError("the request's deadline passed", 504, code="timeout")
+    choices = await collect(service, job)
     return {
         "id": job.id,
         "object": "chat.completion",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenmill.types import Chunk, Finish, TextLogprob, ToolCallDelta, Usage
+from tokenmill.errors import RequestError
+from tokenmill.serve.http.service import Job, Service
+from tokenmill.types import Chunk, Finish, RawArray, TextLogprob, ToolCallDelta, Usage
 
 # JSON has no infinity; OpenAI's own servers send this for a token that cannot be drawn.
 LEAST_LOGPROB = -9999.0
@@ -21,7 +24,10 @@ class Collected:
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     prompt_ids: tuple[int, ...] = ()
     prompt_logprobs: tuple[TextLogprob | None, ...] | None = None
+    token_ids: list[int] = field(default_factory=list)
+    arrays: dict[str, RawArray] = field(default_factory=dict)
     finish: Finish | None = None
+    stop_reason: str | int | None = None
     usage: Usage = Usage()
 
     def add(self, chunk: Chunk) -> None:
@@ -30,6 +36,8 @@ class Collected:
         if chunk.reasoning:
             self.reasoning.append(chunk.reasoning)
         self.logprobs.extend(chunk.logprobs)
+        self.token_ids.extend(chunk.token_ids)
+        self.arrays.update(chunk.arrays)
         for delta in chunk.tool_calls:
             self._add_call(delta)
         if chunk.prompt_ids is not None:
@@ -44,6 +52,7 @@ class Collected:
             self.calls.setdefault(0, {})
         self.usage = chunk.usage
         self.finish = chunk.finish or self.finish
+        self.stop_reason = self.stop_reason if chunk.stop_reason is None else chunk.stop_reason
 
     def _add_call(self, delta: ToolCallDelta) -> None:
         blank = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
@@ -55,6 +64,17 @@ class Collected:
     @property
     def finish_reason(self) -> str:
         return finish_reason(self.finish, bool(self.calls))
+
+
+async def collect(service: Service, job: Job) -> list[Collected]:
+    """Every choice of a job to its end. A deadline that passes ends the whole answer (504)."""
+    choices = [Collected() for _ in job.requests]
+    async with aclosing(service.run(job)) as chunks:
+        async for index, chunk in chunks:
+            choices[index].add(chunk)
+    if any(choice.finish is Finish.TIMEOUT for choice in choices):
+        raise RequestError("the request's deadline passed", 504, code="timeout")
+    return choices
 
 
 def finish_reason(finish: Finish | None, called: bool) -> str:

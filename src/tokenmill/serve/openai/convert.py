@@ -15,6 +15,7 @@ from tokenmill.api.contract import SamplingDefaults, TextEngine, TextLimits
 from tokenmill.errors import RequestError
 from tokenmill.serve.http.options import ServerOptions
 from tokenmill.serve.http.service import Job
+from tokenmill.serve.openai.formats import grammar_of
 from tokenmill.serve.openai.schema import ChatMessage, ChatRequest, CompletionRequest, Generation
 from tokenmill.types import Message, Sampling, TextRequest
 
@@ -74,11 +75,6 @@ def check_common(body: Generation, engine: TextEngine, options: ServerOptions) -
         raise _refuse("n above 1 cannot go with a session_id", "n")
     if body.chat_template is not None:
         raise RequestError("a chat_template in a request is not accepted", 403, param="chat_template")
-    kind = (body.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise RequestError(
-            "response_format other than text is not supported yet; leave it out", 501, param="response_format"
-        )
 
 
 def check_model(name: str, engine: TextEngine) -> None:
@@ -114,6 +110,7 @@ def _request(prefix: str, body: Generation, engine: TextEngine, timeout_s: float
         include_stop=bool(body.include_stop_str_in_output),
         skip_special_tokens=body.skip_special_tokens is not False,
         cache_salt=body.cache_salt or "",
+        grammar=grammar_of(body.response_format),
         timeout_s=timeout_s,
     )
 
@@ -181,7 +178,7 @@ def _chat_prompt(body: ChatRequest) -> tuple[str | tuple[Message, ...], bool]:
     """A string goes to the model as it is, without the chat template, as LMDeploy has it."""
     if isinstance(body.messages, str):
         return body.messages, False
-    messages = tuple(_message(message) for message in body.messages)
+    messages = tuple(plain_message(message) for message in body.messages)
     if body.do_preprocess is False:
         text = "".join(message["content"] or "" for message in messages)
         if not text:
@@ -190,7 +187,7 @@ def _chat_prompt(body: ChatRequest) -> tuple[str | tuple[Message, ...], bool]:
     return messages, True
 
 
-def _message(message: ChatMessage) -> Message:
+def plain_message(message: ChatMessage) -> Message:
     plain: Message = {"role": message.role, "content": _text(message)}
     for name in ("name", "reasoning_content", "tool_calls", "tool_call_id"):
         value = getattr(message, name)

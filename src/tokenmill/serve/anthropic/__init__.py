@@ -1,0 +1,1 @@
+"""The Anthropic-shaped endpoints: schema, convert (into the chat request), answer (blocks and events), endpoints."""

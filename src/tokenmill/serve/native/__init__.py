@@ -1,0 +1,1 @@
+"""LMDeploy's own endpoints, one file each: generation without a chat shape, tokens, scores, pooling."""
