@@ -23,10 +23,10 @@ IGNORED = {
     "--cap": "chat and plain completion are both served",
 }
 IGNORED_SWITCHES = {
-    "--allow-terminate-by-client": "the server ends on SIGTERM",
-    "--enable-abort-handling": "a client that disconnects aborts its requests",
     "--enable-metrics": "metrics are on; --disable-metrics turns them off",
 }
+# LMDeploy's flags for single admin routes.
+ADMIN_SWITCHES = {"--allow-terminate-by-client": "terminate", "--enable-abort-handling": "abort_request"}
 NOT_SERVED = {
     "--proxy-url": Later("one address before many servers is not served yet"),
     "--allowed-media-domains": Later("images are not served yet", many=True),
@@ -54,6 +54,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_switch("--ssl", "TLS, with the files of SSL_KEYFILE and SSL_CERTFILE")
     parser.add_switch("--disable-fastapi-docs", "no page at / and no /openapi.json")
     parser.add_switch("--disable-metrics", "no /metrics")
+    group.add_argument("--admin-socket", help="a unix socket for the routes that steer the server (abort_request, "
+                       "terminate, sleep, ...)")  # fmt: skip
+    parser.add_switch("--enable-admin-routes", "these routes on the public port, too; needs keys")
+    for name, route in ADMIN_SWITCHES.items():
+        parser.add_switch(name, f"/{route} on the public port; needs keys")
     add_ignored(parser, IGNORED, IGNORED_SWITCHES)
     add_later(parser, NOT_SERVED)
     add_model_flags(parser)
@@ -79,6 +84,16 @@ def keys_of(args: argparse.Namespace) -> tuple[str, ...]:
     return (*args.api_keys, *lines, *env.api_keys())
 
 
+def admin_routes(args: argparse.Namespace) -> frozenset[str]:
+    """The admin routes that the public port gets."""
+    from tokenmill.serve.http.admin import ROUTES
+
+    if args.enable_admin_routes:
+        return frozenset(ROUTES)
+    asked = {route for name, route in ADMIN_SWITCHES.items() if getattr(args, name.lstrip("-").replace("-", "_"))}
+    return frozenset(asked)
+
+
 def options_of(args: argparse.Namespace) -> ServerOptions:
     from tokenmill.serve.http.options import MIB, CorsOptions, ServerOptions, TransportLimits
 
@@ -96,6 +111,8 @@ def options_of(args: argparse.Namespace) -> ServerOptions:
         max_n=args.max_n,
         drain_timeout_s=args.drain_timeout,
         request_timeout_s=args.request_timeout,
+        admin_socket=args.admin_socket,
+        admin_routes=admin_routes(args),
         docs=not args.disable_fastapi_docs,
         metrics=not args.disable_metrics,
         log_level=env.uvicorn_log_level(),
