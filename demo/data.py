@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from demo.model import Batch
-from demo.sample import Draw, Sample, plugin_message, segments, system
+from demo.sample import Draw, Sample, segments, system
 from demo.sets import arith, chat, copying, docs, objects, recall, stories, tools
 
 SETS: dict[str, Draw] = {
@@ -30,7 +30,6 @@ SETS: dict[str, Draw] = {
     "copying": copying.draw,
     "docs": docs.draw,
 }
-SET_NAMES = tuple(SETS)
 MAX_TOKENS = 640
 JOINABLE = ("arithmetic", "recall", "objects", "stories", "chat", "copying")
 JOINED_SHARE = 0.15
@@ -49,7 +48,6 @@ INTERNLM_SYSTEM = (
     "English and 中文."
 )
 
-__all__ = ["SETS", "SET_NAMES", "Encoded", "encode", "pack", "plugin_message", "stream", "with_system"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,6 @@ class Encoded:
 
     ids: np.ndarray
     learn: np.ndarray
-    set_id: int
 
 
 def joined(rng: Random, sample: Sample) -> Sample:
@@ -94,7 +91,7 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Encoded:
         ids += part
         learnt += [learn] * len(part)
     next_learnt = np.array(learnt[1:MAX_TOKENS] + [False])
-    return Encoded(np.array(ids[:MAX_TOKENS]), next_learnt[: len(ids)], SET_NAMES.index(sample.set))
+    return Encoded(np.array(ids[:MAX_TOKENS]), next_learnt[: len(ids)])
 
 
 def mean_tokens(tokenizer: Tokenizer, name: str, tries: int = 40) -> float:
@@ -138,8 +135,7 @@ def pack(samples: list[Encoded], num_groups: int) -> Batch:
         seen += inside.size
     tokens = np.concatenate([s.ids for s in samples])
     learn = np.flatnonzero(np.concatenate([s.learn for s in samples]))
-    set_of_token = np.repeat([s.set_id for s in samples], lengths)
     positions = np.concatenate([np.arange(n) for n in lengths])
-    arrays = (tokens, positions, learn, tokens[learn + 1], set_of_token[learn])
-    t, p, le, ta, se = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in arrays)
-    return Batch(t, p, groups, torch.from_numpy(flat), le, ta, se)
+    arrays = (tokens, positions, flat, learn, tokens[learn + 1])
+    t, p, f, le, ta = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in arrays)
+    return Batch(t, p, groups, f, le, ta)

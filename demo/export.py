@@ -1,10 +1,10 @@
 """Make the model folder: `python -m demo.export TRAINING [--to FOLDER]`, by default `src/tokenmill/demo_model`.
 
 Contract: TRAINING is what `demo.train` left (`trained.safetensors` or `latest.pt`, and `tokenizer.json`); where its
-`report.json` is missing, the held-out items are asked first. FOLDER becomes exactly an InternLM2 folder in bf16
-(tensor names, grouped `wqkv`, untied head, special tokens, chat template, generation config) with a model card, the
-training report, the held-out items and `manifest.json` (size and SHA-256 of every file). It is written beside its
-place, checked, and swapped in by renames: a failure leaves the old folder as it was.
+`report.json` is missing or of another step, the held-out items are asked first. FOLDER becomes exactly an InternLM2
+folder in bf16 (tensor names, grouped `wqkv`, untied head, special tokens, chat template, generation config) with a
+model card, the training report, the held-out items and `manifest.json` (size and SHA-256 of every file). It is written
+beside its place and swapped in by renames: a failure leaves the old folder as it was.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,18 @@ def write_folder(files: dict[str, bytes], folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def report_of(trained: Trained, training: Path) -> dict[str, Any]:
+    """The report beside the weights, or a new one where there is none or it is of another step or model."""
+    path = training / REPORT
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    of = (found.get("architecture"), found.get("training", {}).get("step"))
+    return found if of == (asdict(trained.model.arch), trained.facts["step"]) else finish(training, trained)
+
+
 def export(training: Path, folder: Path) -> dict[str, Any]:
     """The report of what was exported."""
     trained = load_trained(training)
-    path = training / REPORT
-    report = json.loads(path.read_text("utf-8")) if path.is_file() else finish(training)
-    if report["architecture"]["layers"] != trained.model.arch.layers:
-        raise SystemExit(f"{path} reports another model: remove it, and export will measure again")
+    report = report_of(trained, training)
     write_folder(folder_files(trained, Tokenizer.from_file(str(training / TOKENIZER)), report), folder)
     return report
 

@@ -55,15 +55,21 @@ class Batch:
     flat: Tensor
     learn: Tensor
     target: Tensor
-    set_ids: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        move = [
-            t.to(device, non_blocking=True)
-            for t in (self.tokens, self.positions, self.flat, self.learn, self.target, self.set_ids)
-        ]
-        groups = [g.to(device, non_blocking=True) for g in self.groups]
-        return Batch(move[0], move[1], groups, move[2], move[3], move[4], move[5])
+    def to_wire(self) -> tuple[Tensor, list[int]]:
+        """All numbers in one int32 tensor, and the sizes to take it apart: one transfer, one file descriptor."""
+        parts = (self.tokens, self.positions, self.flat, self.learn, self.target, *self.groups)
+        sizes = [len(self.tokens), len(self.learn), *(n for g in self.groups for n in g.shape)]
+        return torch.cat([p.flatten().int() for p in parts]), sizes
+
+    @staticmethod
+    def from_wire(wire: tuple[Tensor, list[int]], device: torch.device) -> Batch:
+        numbers, (total, learnt, *shapes) = wire
+        shape = list(zip(shapes[::2], shapes[1::2], strict=True))
+        lengths = [total, total, total, learnt, learnt, *(rows * width for rows, width in shape)]
+        tokens, positions, flat, learn, target, *rest = numbers.to(device).long().split(lengths)
+        groups = [part.view(size) for part, size in zip(rest, shape, strict=True)]
+        return Batch(tokens, positions, groups, flat, learn, target)
 
 
 class RMSNorm(nn.Module):

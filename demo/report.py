@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from demo import heldout
-from demo.checkpoint import REPORT, TOKENIZER, Trained, load_trained
+from demo.checkpoint import REPORT, TOKENIZER, Trained
 from demo.measure import Result, measure, table
 from tokenmill.eval.tasks.demo_sets import GOALS
 
@@ -24,9 +24,8 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def finish(folder: Path, per_set: int = heldout.PER_SET) -> dict[str, Any]:
-    """Measure what lies in `folder`, print the table, write the report beside it."""
-    trained = load_trained(folder)
+def finish(folder: Path, trained: Trained, per_set: int = heldout.PER_SET) -> dict[str, Any]:
+    """Measure what was trained in `folder`, print the table, write the report there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.monotonic()
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from demo import data
-from demo.checkpoint import TOKENIZER, deliver, load_state, progress, save_state
+from demo.checkpoint import TOKENIZER, deliver, load_state, load_trained, progress, save_state
 from demo.heldout import PER_SET
 from demo.model import Arch, Batch, DemoModel
 from demo.muon import Muon
@@ -45,6 +45,7 @@ EARLY = {
     "arithmetic": 0.15, "recall": 0.20, "tools": 0.12, "objects": 0.12, "stories": 0.05, "chat": 0.05, "copying": 0.30,
     "docs": 0.01,
 }  # fmt: skip
+Wire = tuple[Tensor, list[int]]
 SECONDS_BETWEEN = {"cuda": (15.0, 60.0, 60.0), "cpu": (30.0, 240.0, 300.0)}  # lines, validations, checkpoints
 
 
@@ -69,18 +70,18 @@ PRESETS = {
     "cpu": Preset(Arch(256, 4, 4, 2, 64, 512, VOCAB_SIZE, tied=True, embed_scale=16.0), 95, 4096, 1_000_000),
     "full": Preset(
         Arch(256, 7, 4, 2, 64, 768, VOCAB_SIZE, embed_scale=16.0), 7.5, 32768, 8_000_000, adam_lr=0.003, groups=4,
-        workers=14, mix=MIX | {"docs": 0.06, "stories": 0.12},
+        workers=10, mix=MIX | {"docs": 0.06, "stories": 0.12},
     ),
 }  # fmt: skip
 
 
-class Batches(IterableDataset[Batch]):
-    """Endless packed batches; worker i of n draws from its own seed."""
+class Batches(IterableDataset[Wire]):
+    """Endless packed batches as they travel; worker i of n draws from its own seed."""
 
     def __init__(self, tokenizer_json: str, preset: Preset, seed: int) -> None:
         self.tokenizer_json, self.preset, self.seed = tokenizer_json, preset, seed
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Wire]:
         info = get_worker_info()
         worker, count = (info.id, info.num_workers) if info else (0, 1)
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
@@ -88,7 +89,7 @@ class Batches(IterableDataset[Batch]):
         for shares, batches, part in ((EARLY, p.early_tokens // p.batch_tokens // count, 0), (p.mix, None, 1)):
             samples = data.stream(tokenizer, self.seed * 1000 + worker * 2 + part, shares)
             for _ in itertools.repeat(None) if batches is None else range(batches):
-                yield data.pack(data.take(samples, p.batch_tokens), p.groups)
+                yield data.pack(data.take(samples, p.batch_tokens), p.groups).to_wire()
 
 
 def tokenizer_texts(seed: int, per_set: int = 2500) -> Iterator[str]:
@@ -165,21 +166,21 @@ def train_step(run: Run, batch: Batch, factor: float) -> Tensor:
     return loss.detach()
 
 
-def held_batches(tokenizer: Tokenizer, per_set: int) -> dict[str, Batch]:
+def held_batches(tokenizer: Tokenizer, per_set: int) -> dict[str, Wire]:
     """One batch per set from the held-out part."""
     out = {}
     for name in data.SETS:
         samples = data.stream(tokenizer, 77, {name: 1.0}, held=True)
-        out[name] = data.pack(list(itertools.islice(samples, per_set)), 6)
+        out[name] = data.pack(list(itertools.islice(samples, per_set)), 6).to_wire()
     return out
 
 
 @torch.no_grad()
-def validate(run: Run, batches: dict[str, Batch]) -> str:
+def validate(run: Run, batches: dict[str, Wire]) -> str:
     """`set loss/exact` a set. Exact: the share of samples whose learnt tokens are all the argmax, as greedy needs."""
     parts = []
     for name, batch in batches.items():
-        b = batch.to(run.device)
+        b = Batch.from_wire(batch, run.device)
         with autocast(run):
             logits = torch.nn.functional.linear(run.model(b)[b.learn], run.model.head).float()
         loss = torch.nn.functional.cross_entropy(logits, b.target)
@@ -221,15 +222,15 @@ def line(run: Run, loss: float) -> str:
     return f"step {run.step} tokens {run.tokens / 1e6:.2f}M loss {loss:.4f} {rate:.0f} tok/s eta {left:.1f} min"
 
 
-def fit(run: Run, batches: Iterator[Batch], held: dict[str, Batch], folders: Folders) -> None:
+def fit(run: Run, batches: Iterator[Wire], held: dict[str, Wire], folders: Folders) -> None:
     """Train until the budget is spent; everything in between (validation, checkpoints) counts as spent."""
     every_s = SECONDS_BETWEEN[run.device.type]
     clock = Clock(every_s, [run.spent_s + s for s in every_s])
     started = time.monotonic() - run.spent_s
     total, count = torch.zeros((), device=run.device), 0
     while run.spent_s < run.budget_s:
-        batch = next(batches)
-        loss = train_step(run, batch.to(run.device), lr_factor(run.spent_s / run.budget_s, run.preset))
+        batch = Batch.from_wire(next(batches), run.device)
+        loss = train_step(run, batch, lr_factor(run.spent_s / run.budget_s, run.preset))
         total, count = total + loss, count + 1
         run.step, run.tokens = run.step + 1, run.tokens + len(batch.tokens)
         run.spent_s = time.monotonic() - started
@@ -257,7 +258,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast on a CPU too: faster where it has AMX")
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers; falls back where it fails")
-    parser.add_argument("--heldout", type=int, default=PER_SET, help="items a set that the report asks")
+    parser.add_argument("--heldout", type=int, default=PER_SET, help="items a set that the report asks; 0 for none")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a number of the preset or its arch"
     )
@@ -312,14 +313,15 @@ def main(argv: list[str] | None = None) -> None:
     say(f"{args.preset} on {args.device}: {preset.arch.parameters_on_disk / 1e6:.2f}M parameters on disk, {preset}")
     # A resumed run draws new samples.
     dataset = Batches(tokenizer.to_str(), preset, args.seed + run.step)
-    prefetch = 8 if preset.workers else None
+    prefetch = 4 if preset.workers else None
     loader = DataLoader(dataset, batch_size=None, num_workers=preset.workers, prefetch_factor=prefetch)
     batches = iter(loader)
     held = held_batches(tokenizer, 200 if run.device.type == "cuda" else 32)
     if args.compile:
-        compile_layers(run, next(batches).to(run.device))
+        compile_layers(run, Batch.from_wire(next(batches), run.device))
     fit(run, batches, held, folders)
-    finish(args.out, args.heldout)
+    if args.heldout:
+        finish(args.out, load_trained(args.out), args.heldout)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from demo.sample import Sample, assistant, draw_key, user
-from demo.sets.schema import fields, object_schema, spoken_value
+from demo.sets.schema import annotate, fields, object_schema, spoken_value
 
 ASK = (
     "Answer with a JSON object that follows this schema: {s}\n{d}",
@@ -39,6 +39,8 @@ def draw(rng: Random, held: bool) -> Sample:
         chosen = draw_key(rng, held, lambda r: tuple(fields(r, r.choice([1, 2, 3, 3, 4]))))
         values = {f.name: f.value(rng) for f in chosen}
         schema = object_schema(list(chosen))
+        if not held and rng.random() < 0.2:
+            schema = annotate(rng, schema)
         text = rng.choice(ZH_ASK if rng.random() < 0.25 else ASK)
         text = text.format(s=json.dumps(schema, ensure_ascii=False), d=described(rng, values, rng.choice(PAIRS)))
         messages += [user(text), assistant(json.dumps(values, ensure_ascii=False))]

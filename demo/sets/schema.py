@@ -23,6 +23,7 @@ NUMBER_NOUNS = listed("""
     age count size price year level score amount height width weight speed days guests pages rank limit number
 """)
 FLAG_NOUNS = ["active", "open", "paid", "urgent", "visible", "ready"]
+NOTES = ("The {}", "The {} to use", "The {}, as the user says it", "Name or value of the {}", "{}", "用户的{}")
 CITY_NOUNS = {"city", "place", "street", "country"}
 NAME_NOUNS = {"name", "owner", "author"}
 EXACT = {"color": words.COLOURS, "animal": words.ANIMALS, "food": words.FOODS, "hobby": words.HOBBIES}
@@ -80,6 +81,15 @@ def fields(rng: Random, count: int) -> list[Field]:
 
 def object_schema(chosen: list[Field]) -> dict[str, Any]:
     return {"type": "object", "properties": {f.name: f.schema for f in chosen}, "required": [f.name for f in chosen]}
+
+
+def annotate(rng: Random, schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with descriptions at some properties, as people write them: there to be passed over."""
+    properties = {}
+    for name, kind in schema["properties"].items():
+        about = rng.choice(NOTES).format(name.replace("_", " "))
+        properties[name] = kind | ({"description": about} if rng.random() < 0.6 else {})
+    return schema | {"properties": properties}
 
 
 def spoken_value(value: Any) -> str:

@@ -14,8 +14,8 @@ from random import Random
 from typing import Any
 
 from demo.sample import Sample, assistant, draw_key, listed, plugin_call, plugin_message, system, user
-from demo.sets import words
-from demo.sets.schema import Field, fields, object_schema, spoken_value
+from demo.sets import chat, words
+from demo.sets.schema import Field, annotate, fields, object_schema, spoken_value
 
 VERBS = listed("""
     get find book open close send add delete update search check play start stop order show list create move read
@@ -32,6 +32,14 @@ WEATHER_ASK = (
     "{c}的天气怎么样？",
     "查一下{c}的天气。",
 )
+WEATHER_ABOUT = (
+    "Get the weather of a city",
+    "Get the current weather",
+    "Get the current weather in a given location",
+    "Weather by city",
+    "查询天气",
+)
+UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
 WEATHER_NAMES = ("get_weather", "get_current_weather", "weather")
 
 
@@ -98,6 +106,37 @@ def after(rng: Random, values: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": "environment", "name": "<|plugin|>", "content": content}, assistant(f"The {key} is {value}.")]
 
 
+def listing(rng: Random, tools: list[Tool], held: bool) -> list[dict[str, Any]]:
+    """The definitions; outside held-out items some have descriptions, weather tools also a unit that nobody gives."""
+    listed = []
+    for one in tools:
+        definition = one.definition
+        if not held and one.name in WEATHER_NAMES:
+            definition["description"] = rng.choice(WEATHER_ABOUT)
+            if rng.random() < 0.35:
+                definition["parameters"]["properties"]["unit"] = UNIT
+        if not held and rng.random() < 0.3:
+            definition["parameters"] = annotate(rng, definition["parameters"])
+        listed.append(definition)
+    return listed
+
+
+def small_talk(rng: Random) -> list[dict[str, str]]:
+    """A turn that needs no tool, though tools are listed."""
+    question, answer = chat.exchange(rng)
+    return [user(question), assistant(answer)]
+
+
+def more(rng: Random, tools: list[Tool], values: dict[str, Any]) -> list[dict[str, str]]:
+    """What may follow the call: its result, another call, a word about something else."""
+    messages = after(rng, values) if rng.random() < 0.4 else []
+    if rng.random() < 0.6:
+        again = rng.choice(tools)
+        asked, values = turn(rng, again)
+        messages += [user(asked), assistant(plugin_call(again.name, values))]
+    return messages + (small_talk(rng) if rng.random() < 0.06 else [])
+
+
 def draw(rng: Random, held: bool) -> Sample:
     """One to three functions listed, one or two of them called in turn."""
     if rng.random() < 0.17 and not held:
@@ -108,13 +147,10 @@ def draw(rng: Random, held: bool) -> Sample:
         chosen = rng.choice(tools)
         asked, values = turn(rng, chosen)
     rng.shuffle(tools)
-    listed = [t.definition for t in tools]
+    listed = listing(rng, tools, held)
     messages = [system(rng.choice(SYSTEMS))] if rng.random() < 0.3 else []
-    messages += [plugin_message(listed), user(asked), assistant(plugin_call(chosen.name, values))]
-    if not held:
-        messages += after(rng, values) if rng.random() < 0.4 else []
-        if rng.random() < 0.6:
-            again = rng.choice(tools)
-            asked, values = turn(rng, again)
-            messages += [user(asked), assistant(plugin_call(again.name, values))]
+    messages.append(plugin_message(listed))
+    messages += small_talk(rng) if not held and rng.random() < 0.08 else []
+    messages += [user(asked), assistant(plugin_call(chosen.name, values))]
+    messages += [] if held else more(rng, tools, values)
     return Sample("tools", messages, {"name": chosen.name, "parameters": values}, listed)

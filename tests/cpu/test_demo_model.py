@@ -11,6 +11,7 @@ import pytest
 import torch
 from demo import data, export, heldout, train
 from demo.checkpoint import DELIVERY, STATE, TOKENIZER, Trained, deliver, load_delivery
+from demo.checkpoint import REPORT as REPORT_FILE
 from demo.generate import Limits, answers
 from demo.measure import measure, prompt_text, table
 from demo.model import Batch, DemoModel
@@ -86,7 +87,7 @@ LLAMA_NAMES = {
 def batch_of(lengths: list[int], groups: int) -> tuple[Batch, list[Tensor]]:
     draw = torch.Generator().manual_seed(1)
     ids = [torch.randint(3, ARCH.vocab, (n,), generator=draw) for n in lengths]
-    samples = [data.Encoded(i.numpy(), torch.ones(len(i)).bool().numpy(), 0) for i in ids]
+    samples = [data.Encoded(i.numpy(), torch.ones(len(i)).bool().numpy()) for i in ids]
     for s in samples:
         s.learn[-1] = False
     return data.pack(samples, groups), sorted(ids, key=len)
@@ -225,7 +226,7 @@ def test_training_goes_down_and_goes_on(tmp_path: Path) -> None:
     run = train.make_run(preset, torch.device("cpu"), 1)
     tokenizer().save(str(tmp_path / TOKENIZER))
     batches = iter(train.Batches(tokenizer().to_str(), preset, 1))
-    first = next(batches)
+    first, second = (Batch.from_wire(next(batches), run.device) for _ in range(2))
     losses = [train.train_step(run, first, 1.0).item() for _ in range(8)]
     assert losses[-1] < losses[0] - 1
     run.step, run.spent_s = 8, 4.0
@@ -233,7 +234,6 @@ def test_training_goes_down_and_goes_on(tmp_path: Path) -> None:
     other = train.make_run(preset, torch.device("cpu"), 2)
     train.load_state(other, tmp_path)
     assert (other.step, other.spent_s) == (8, 4.0)
-    second = next(batches)
     assert train.train_step(other, second, 0.5).item() == train.train_step(run, second, 0.5).item()
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), other.model.parameters(), strict=True))
     assert {p.name for p in tmp_path.iterdir()} == {TOKENIZER, STATE, DELIVERY}
@@ -258,6 +258,26 @@ def test_measure_counts_every_item() -> None:
     assert [(r.set, r.total) for r in results] == [(name, 2) for name in GOALS]
     assert all(r.right <= r.ended for r in results), "a cut answer is never right"
     assert all(name in table(results) for name in GOALS)
+
+
+def test_export_measures_only_what_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = {f: getattr(ARCH, f) for f in ARCH.__dataclass_fields__}
+    deliver(rounded_model(), REPORT["training"], tmp_path)
+    tokenizer().save(str(tmp_path / TOKENIZER))
+    asked: list[int] = []
+
+    def measured(folder: Path, trained: Trained) -> dict[str, Any]:
+        asked.append(trained.facts["step"])
+        return REPORT | {"architecture": architecture, "training": trained.facts}
+
+    monkeypatch.setattr(export, "finish", measured)
+    for step, times in ((1, 0), (2, 1)):
+        report = REPORT | {"architecture": architecture, "training": REPORT["training"] | {"step": step}}
+        (tmp_path / REPORT_FILE).write_text(json.dumps(report))
+        export.export(tmp_path, tmp_path / "model")
+        assert len(asked) == times
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| tools | 1 of 4 | 25.0% | 95% | 50.0% |" in card
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:

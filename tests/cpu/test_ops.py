@@ -52,3 +52,15 @@ def test_the_cpu_backend_is_bound_where_it_serves_and_the_reference_elsewhere():
     ops = bind(CPU, BindFacts(torch.float32))
     assert ops.backends["attention"] == "cpu" and ops.backends["rms_norm"] == "reference"
     assert set(bind(CPU, BindFacts(torch.float32), ()).backends.values()) == {"reference"}
+
+
+@pytest.mark.parametrize("case", [c for c in load_cases("attention") if "NaN" not in c.name], ids=str)
+def test_cpu_attention_leaves_to_the_reference_only_what_it_must(case, monkeypatch):
+    """Padded rows and variants; a finite result is never computed twice."""
+    module = find.load("tokenmill.kernels.cpu", "attention")
+    called = []
+    reference = module.reference
+    monkeypatch.setattr(module, "reference", lambda *arguments: called.append(1) or reference(*arguments))
+    call = case.make(CPU)
+    assert call.error(module.attention(*call.arguments)) <= case.tolerance
+    assert bool(called) == case.name.startswith(("padded", "window", "softcap", "alibi", "sinks"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -237,6 +240,32 @@ def test_closed(pipe: Opened) -> None:
     assert other.model.fake.closed
     with pytest.raises(ConfigError, match="closed"):
         other("a")
+
+
+def test_dropped_on_its_own_loop() -> None:
+    """The last reference may go in a coroutine: the engine is closed, the thread ends, nobody waits for himself."""
+    pipe = opened()
+    thread = next(t for t in threading.enumerate() if t.name == "tokenmill-pipeline" and t is pipe._loop._thread)
+    pipe._loop.loop.call_soon_threadsafe(pipe._close)
+    thread.join(5)
+    assert not thread.is_alive() and pipe.model.fake.closed
+
+
+FORGETFUL = """
+from tests.cpu.test_pipeline import opened
+pipe = opened(script="x" * 5000, delay_s=0.001)
+stream = pipe.stream_infer("a")
+print(next(stream).text)
+"""
+
+
+def test_a_program_that_forgets_to_close_ends_in_silence() -> None:
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
 
 
 def test_an_engine_that_does_not_open_leaves_no_thread() -> None:

@@ -377,6 +377,18 @@ def test_prefix_hits_stay_within_those_who_share_a_salt() -> None:
     assert [made.answers[i].extras["cached_tokens"] for i in range(5)] == [0, 0, 12, 12, 0]
 
 
+@pytest.mark.parametrize("prompt", [5, 7])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_next_turn_of_a_chat_hits_what_has_run(overlap: bool, prompt: int) -> None:
+    """An answer's last token is drawn but never run: the block that it fills is not there for the next turn."""
+    first = request("turn 1", prompt, 8 - prompt)
+    answer, _ = dream(first, PLAIN, 1)
+    turn = [*first.prompt_ids, *answer, 7]
+    made = harness(PLAIN, [(0, first), (9, request("turn 2", turn, 3))], SchedulerConfig(overlap=overlap))
+    made.run()
+    assert len(turn) == 9 and made.answers[1].extras["cached_tokens"] == 4
+
+
 def test_blocks_of_a_prompt_that_failed_are_never_indexed() -> None:
     """Its logits were not finite: nobody may build on its cache."""
     made = harness(PLAIN, [(0, request("bad", [*range(12), POISON, 3], 3))])

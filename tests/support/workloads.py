@@ -72,7 +72,7 @@ class Answer:
 def make_capacity(rng: Random, tight: bool) -> Capacity:
     size = rng.choice([1, 2, 3, 4])
     drafts = rng.choice([0, 0, 0, 0, 1, 3])
-    tokens = rng.randint(14, 20) if tight else rng.randint(12, 60)
+    tokens = rng.randint(12, 16) if tight else rng.randint(12, 60)
     groups = [KVGroup("full", 2, size, 64, -(-tokens // size), None)]
     if rng.random() < 0.3:
         window = rng.choice([2, 3, 5, 8])
@@ -111,7 +111,7 @@ def make_request(rng: Random, number: int, prefix: list[int], room: int, tight: 
         id=f"r{number}",
         prompt_ids=tuple(prompt[: max(1, room - 1)]),
         sampling=sampling,
-        stop=Stop(rng.randint(4, 14) if tight else rng.randint(1, 9), rng.choice([0, 0, 2]), stops),
+        stop=Stop(rng.randint(4, 9) if tight else rng.randint(1, 6), rng.choice([0, 0, 2]), stops),
         grammar=GrammarSpec("choice", "test") if rng.random() < 0.15 else None,
         cache_salt=rng.choice(["", "", "", "other"]),
         priority=rng.choice([0, 0, 0, 1, -1]),
@@ -126,13 +126,13 @@ def make_workload(seed: int) -> Workload:
     capacity = make_capacity(rng, tight)
     prefix = [rng.randrange(VOCAB - 1) for _ in range(12)]
     room = capacity.max_model_tokens
-    count = rng.randint(3 if tight else 1, 6)
-    arrivals = sorted(rng.randint(0, 1 if tight else 6) for _ in range(count))
+    count = rng.randint(3, 5) if tight else rng.randint(1, 6)
+    arrivals = sorted(rng.randint(0, 1 if tight else 4) for _ in range(count))
     requests = [(arrival, make_request(rng, i, prefix, room, tight)) for i, arrival in enumerate(arrivals)]
     aborts: dict[int, list[int]] = {}
     for handle in range(count):
         if rng.random() < 0.12:
-            aborts.setdefault(rng.randint(0, 12), []).append(handle)
+            aborts.setdefault(rng.randint(0, 9), []).append(handle)
     config = SchedulerConfig(
         max_step_tokens=rng.choice([None, rng.randint(capacity.max_rows, 16)]),
         itl_target_ms=rng.choice([None, None, None, 0.2]),

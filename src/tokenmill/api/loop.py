@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 JOIN_S = 10.0
+
+
+def before_exit(call: Callable[[], Any]) -> None:
+    """Calls `call` when the program ends, while thread pools still take work.
+
+    `atexit` comes too late: by then every pool refuses work, so that an engine could neither finish its step nor be
+    closed. This is the hook the pools themselves hang on, in every Python since 3.9; it runs the latest first.
+    """
+    threading._register_atexit(call)  # type: ignore[attr-defined]
 
 
 class LoopThread:
@@ -58,9 +67,17 @@ class LoopThread:
         if item.error is not None:
             raise item.error
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller is on this loop's own thread, which must not wait for itself."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """Cancels what still runs and ends the thread."""
         if self.loop.is_closed():
+            return
+        if self.is_here:
+            self.loop.stop()
             return
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(JOIN_S)

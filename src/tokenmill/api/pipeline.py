@@ -28,7 +28,7 @@ from tokenmill.api.configs import (
     TurbomindEngineConfig,
 )
 from tokenmill.api.contract import TextEngine
-from tokenmill.api.loop import LoopThread
+from tokenmill.api.loop import LoopThread, before_exit
 from tokenmill.api.prompts import Prompt, per_prompt, sort_prompts
 from tokenmill.api.response import Response, Session, response_of
 from tokenmill.api.scoring import cross_entropy
@@ -91,6 +91,8 @@ class Pipeline:
             raise
         self._gate = asyncio.Semaphore(AHEAD)
         self._close = weakref.finalize(self, _shut, self._loop, self._engine)
+        self._close.atexit = False
+        before_exit(self._close)
 
     # ---- answers
 
@@ -323,6 +325,16 @@ async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
 
 
 def _shut(loop: LoopThread, engine: TextEngine) -> None:
+    async def inside() -> None:
+        try:
+            await engine.close()
+        finally:
+            loop.close()
+
+    if loop.is_here:
+        # The last reference was held over there, by a coroutine: nobody may wait.
+        loop.submit(inside())
+        return
     try:
         loop.call(engine.close())
     finally:

@@ -53,18 +53,15 @@ _SERVE = Group(
         "proxy": Verb("", "one address before many servers", later="give clients the servers' own addresses"),
     },
 )
-_LITE_LATER = "quantized checkpoints made by LMDeploy, AutoAWQ or AutoGPTQ load as they are"
 _LITE = Group(
     "quantize a model",
     {
-        name: Verb("", text, later=_LITE_LATER)
-        for name, text in {
-            "auto_awq": "4-bit weights by AWQ",
-            "auto_gptq": "4-bit weights by GPTQ",
-            "calibrate": "activation statistics",
-            "smooth_quant": "8-bit weights and activations",
-            "kv_qparams": "scales of an 8-bit KV cache",
-        }.items()
+        "auto_awq": Verb("lite_auto_awq", "4-bit weights: AWQ's scales, then GPTQ"),
+        "auto_gptq": Verb("lite_auto_gptq", "2-, 3-, 4- or 8-bit weights by GPTQ"),
+        "smooth_quant": Verb("lite_smooth_quant", "8-bit weights and activations, int8 or fp8"),
+        "blocked_fp8": Verb("lite_blocked_fp8", "fp8 weights with a scale per block"),
+        "calibrate": Verb("", "activation statistics", later="each lite verb calibrates by itself"),
+        "kv_qparams": Verb("", "scales of an 8-bit KV cache", later="the KV cache needs none: --quant-policy 8"),
     },
 )
 _CHECK = Group(

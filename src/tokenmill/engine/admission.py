@@ -12,7 +12,6 @@ from tokenmill.engine.sequence import Sequence
 from tokenmill.errors import RequestError
 from tokenmill.types import Request
 
-
 # Every step compares each row with as many stop ids as the row that has most of them.
 MOST_STOP_IDS = 256
 
@@ -52,7 +51,9 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
     if stop.max_new_tokens < 0 or stop.min_new_tokens < 0:
         raise RequestError("max_new_tokens and min_new_tokens must be at least 0", param="max_tokens")
     if len(stop.token_ids) > MOST_STOP_IDS:
-        raise RequestError(f"{len(stop.token_ids)} stop token ids; the limit is {MOST_STOP_IDS}", param="stop_token_ids")
+        raise RequestError(
+            f"the request names {len(stop.token_ids)} stop token ids; the limit is {MOST_STOP_IDS}", param="stop"
+        )
     if request.media and capacity.encoder_cache_bytes == 0:
         raise RequestError("this model takes no images: send text only", param="messages")
 

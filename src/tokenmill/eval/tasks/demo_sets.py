@@ -88,7 +88,7 @@ def _objects(expect: dict[str, Any], text: str) -> bool:
 
 
 def _ending(expect: dict[str, Any], text: str) -> bool:
-    return expect["min_chars"] <= len(text.strip()) <= expect["max_chars"]
+    return bool(expect["min_chars"] <= len(text.strip()) <= expect["max_chars"])
 
 
 _JUDGES: dict[str, Callable[[dict[str, Any], str], bool]] = {

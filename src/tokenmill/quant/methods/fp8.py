@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tokenmill.errors import ConfigError
 from tokenmill.quant.block import Block
 from tokenmill.quant.method import Feed, settle
 from tokenmill.quant.recipe import Recipe
@@ -31,7 +32,15 @@ def scheme(recipe: Recipe) -> Scheme:
 
 
 def quantize(block: Block, feed: Feed, recipe: Recipe) -> dict[str, Weight]:
+    _check_heads(block, recipe)
     return {name: settle(block, name, make(weight, recipe).to("cpu")) for name, weight in list(block.linears.items())}
+
+
+def _check_heads(block: Block, recipe: Recipe) -> None:
+    """One linear that holds q, k and v is cut between heads when it is served: a head must not share an FP8 block."""
+    head_dim = block.facts.arch.attention.head_dim
+    if recipe.fp8 == "block" and len(block.facts.names("qkv")) == 1 and head_dim % recipe.block[0]:
+        raise ConfigError(f"blocks of {recipe.block[0]} rows cut heads of {head_dim}: use --block-size {head_dim}")
 
 
 def make(weight_NM: Tensor, recipe: Recipe) -> Fp8Tensor | Fp8Channel | Fp8Block:
