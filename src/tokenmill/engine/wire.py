@@ -146,7 +146,7 @@ def body_length(head: bytes) -> int:
 def read_to_engine(body: bytes) -> ToEngine:
     try:
         record: ToEngine = _to_engine.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"not a record for the engine: {error}") from error
     return record
 
@@ -154,7 +154,7 @@ def read_to_engine(body: bytes) -> ToEngine:
 def read_from_engine(body: bytes) -> FromEngine:
     try:
         record: FromEngine = _from_engine.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"not a record of the engine: {error}") from error
     return record
 
