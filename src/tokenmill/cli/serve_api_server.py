@@ -25,6 +25,8 @@ IGNORED = {
 IGNORED_SWITCHES = {
     "--enable-metrics": "metrics are on; --disable-metrics turns them off",
 }
+# LMDeploy's flags for single admin routes.
+ADMIN_SWITCHES = {"--allow-terminate-by-client": "terminate", "--enable-abort-handling": "abort_request"}
 NOT_SERVED = {
     "--proxy-url": Later("one address before many servers is not served yet"),
     "--allowed-media-domains": Later("images are not served yet", many=True),
@@ -57,6 +59,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_switch("--ssl", "TLS, with the files of SSL_KEYFILE and SSL_CERTFILE")
     parser.add_switch("--disable-fastapi-docs", "no page at / and no /openapi.json")
     parser.add_switch("--disable-metrics", "no /metrics")
+    group.add_argument("--admin-socket", help="a unix socket for the routes that steer the server (abort_request, "
+                       "terminate, sleep, ...)")  # fmt: skip
+    parser.add_switch("--enable-admin-routes", "these routes on the public port, too; needs keys")
+    for name, route in ADMIN_SWITCHES.items():
+        parser.add_switch(name, f"/{route} on the public port; needs keys")
     add_ignored(parser, IGNORED, IGNORED_SWITCHES)
     add_later(parser, NOT_SERVED)
     add_model_flags(parser)
@@ -87,8 +94,7 @@ def admin_routes(args: argparse.Namespace, keys: tuple[str, ...]) -> frozenset[s
     from tokenmill.serve.http.options import ADMIN_ROUTES
 
     names = set(ADMIN_ROUTES if args.enable_admin_routes else ())
-    names |= {"terminate"} if args.allow_terminate_by_client else set()
-    names |= {"abort_request"} if args.enable_abort_handling else set()
+    names |= {route for name, route in ADMIN_SWITCHES.items() if getattr(args, name.lstrip("-").replace("-", "_"))}
     if names and not keys:
         shown = ", ".join(sorted(names))
         note(f"without --api-keys nobody may steer the server over HTTP ({shown}); use --admin-socket")

@@ -60,7 +60,8 @@ class ProcessLink:
             raise EngineDeadError(f"the engine's process ended while it started ({await self._how_it_ended()})")
         except BaseException:
             self.process.kill()
-            self._sock.close()
+            # By its transport: closed under it, the number would be the next socket's, which then hears nothing.
+            getattr(self, "_writer", self._sock).close()
             await asyncio.shield(asyncio.to_thread(self.process.wait))
             raise
 
