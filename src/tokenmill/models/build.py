@@ -48,5 +48,6 @@ def build_model(folder: str | Path, build: ModelBuild = ModelBuild()) -> Decoder
     if joined is None:
         return Decoder(spec, family, arch, whole)
     model = Decoder(spec, family, arch, replace(whole, source=PrefixSource(source, joined.prefix)))
-    model.vision = joined.build(whole, raw, arch.hidden_size)
+    if not build.config.language_only:
+        model.vision = joined.build(whole, raw, arch.hidden_size)
     return model
