@@ -15,6 +15,7 @@ from tokenmill.api.codec import Codec
 from tokenmill.api.contract import SamplingDefaults, TextEngine, TextLimits
 from tokenmill.api.grammars import GrammarCheck, token_table
 from tokenmill.api.hub import resolve_model
+from tokenmill.api.images import ImageDesk
 from tokenmill.api.parsers import ParserNames, parser_names
 from tokenmill.api.prepare import end_of_text
 from tokenmill.api.session import ServedModel, TextParts
@@ -30,6 +31,8 @@ from tokenmill.tokenize.folder import TextFolder, read_json
 from tokenmill.tokenize.loader import load_tokenizer
 from tokenmill.tokenize.template import ChatTemplate
 from tokenmill.tokenize.tokenizer import Tokenizer
+from tokenmill.vision.fetch import MediaPolicy
+from tokenmill.vision.internvl import ImageFacts, read_facts
 
 RUNNER = "tokenmill.runner.runner:make_runner"
 GRAMMARS = "tokenmill.api.build:make_compiler"
@@ -44,6 +47,7 @@ class TextSide:
     template: ChatTemplate
     parsers: ParserNames
     vocab_size: int
+    images: ImageFacts | None = None
 
 
 async def open_text_engine(
@@ -54,11 +58,13 @@ async def open_text_engine(
     tool_call_parser: str | None = None,
     reasoning_parser: str | None = None,
     generation_config: str = "auto",
+    media: MediaPolicy = MediaPolicy(),
 ) -> TextEngine:
     """The model of `config.model.path`, loaded and ready.
 
     name: under which it is served (the path as typed). chat_template: a builtin name, a .json or .jinja file, or a
     choice. generation_config: `auto` (the folder's generation_config.json), `lmdeploy` (none of it), or a folder.
+    media: where images may come from beside data URLs.
     """
     asked = config.model.path
     config, name = unfold(config, name)
@@ -73,7 +79,7 @@ async def open_text_engine(
         side.template.close()
         raise
     try:
-        return await serve(engine, side, served, defaults)
+        return await serve(engine, side, served, defaults, media)
     except BaseException:
         await engine.close()
         raise
@@ -90,7 +96,8 @@ def open_text_side(
     folder, tokenizer = TextFolder.read(path), load_tokenizer(path)
     parsers = parser_names(tools, reasoning, tokenizer.vocabulary)
     template = choose_template(choice, folder, tokenizer.vocabulary)
-    return config, TextSide(folder, tokenizer, template, parsers, vocab_size)
+    images = None if model.language_only else read_facts(folder.config, tokenizer.vocabulary.token_id)
+    return config, TextSide(folder, tokenizer, template, parsers, vocab_size, images)
 
 
 async def start(config: EngineConfig) -> Engine:
@@ -101,15 +108,18 @@ async def start(config: EngineConfig) -> Engine:
     return engine
 
 
-async def serve(engine: Engine, side: TextSide, name: str, defaults: SamplingDefaults) -> ServedModel:
+async def serve(
+    engine: Engine, side: TextSide, name: str, defaults: SamplingDefaults, media: MediaPolicy = MediaPolicy()
+) -> ServedModel:
     """A running engine and its text side as one served model."""
     stats = await engine.stats()
+    images = None if side.images is None else ImageDesk(side.images, media)
     return ServedModel(
         engine,
         TextParts(
             name=name,
-            codec=Codec(side.tokenizer, side.template, side.vocab_size),
-            limits=TextLimits(stats.max_model_tokens, side.vocab_size),
+            codec=Codec(side.tokenizer, side.template, side.vocab_size, images),
+            limits=TextLimits(stats.max_model_tokens, side.vocab_size, images is not None),
             end=end_of_text(side.folder, side.tokenizer, side.template),
             defaults=defaults,
             parsers=side.parsers,

@@ -29,7 +29,6 @@ IGNORED_SWITCHES = {
 ADMIN_SWITCHES = {"--allow-terminate-by-client": "terminate", "--enable-abort-handling": "abort_request"}
 NOT_SERVED = {
     "--proxy-url": Later("one address before many servers is not served yet"),
-    "--allowed-media-domains": Later("images are not served yet", many=True),
     "--meta-instruction": Later("send a system message, or write it into --chat-template FILE.json"),
 }
 
