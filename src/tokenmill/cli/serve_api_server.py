@@ -59,11 +59,6 @@ def add_arguments(parser: Parser) -> None:
     parser.add_switch("--ssl", "TLS, with the files of SSL_KEYFILE and SSL_CERTFILE")
     parser.add_switch("--disable-fastapi-docs", "no page at / and no /openapi.json")
     parser.add_switch("--disable-metrics", "no /metrics")
-    group.add_argument("--admin-socket", help="a unix socket for the routes that steer the server (abort_request, "
-                       "terminate, sleep, ...)")  # fmt: skip
-    parser.add_switch("--enable-admin-routes", "these routes on the public port, too; needs keys")
-    for name, route in ADMIN_SWITCHES.items():
-        parser.add_switch(name, f"/{route} on the public port; needs keys")
     add_ignored(parser, IGNORED, IGNORED_SWITCHES)
     add_later(parser, NOT_SERVED)
     add_model_flags(parser)
