@@ -52,10 +52,10 @@ def add_arguments(parser: Parser) -> None:
     group.add_argument("--request-timeout", type=float, help="seconds after which any answer ends")
     parser.add_switch("--allow-credentials", "let other sites' pages send cookies")
     group.add_argument("--admin-socket", metavar="PATH", help="a unix socket, for this user only, with the routes that "
-                       "steer the server: abort_request, terminate")  # fmt: skip
+                       "steer the server: abort_request, terminate, sleep, ...")  # fmt: skip
     parser.add_switch("--enable-admin-routes", "those routes on the public port too, for whoever has a key")
-    parser.add_switch("--allow-terminate-by-client", "only the route terminate")
-    parser.add_switch("--enable-abort-handling", "only the route abort_request")
+    for name, route in ADMIN_SWITCHES.items():
+        parser.add_switch(name, f"only the route {route}")
     parser.add_switch("--ssl", "TLS, with the files of SSL_KEYFILE and SSL_CERTFILE")
     parser.add_switch("--disable-fastapi-docs", "no page at / and no /openapi.json")
     parser.add_switch("--disable-metrics", "no /metrics")

@@ -1,8 +1,9 @@
 """The blocking entry: bind, answer health at once, load the model, serve, drain, end.
 
 `run_server(factory, options)` returns once the server has ended by itself or by a signal, and raises what the factory
-raised where the model could not be loaded. First SIGTERM or SIGINT: no new work, running answers finish within
-`drain_timeout_s`, whatever then remains is aborted. A second signal ends within two seconds.
+raised where the model could not be loaded, or EngineDeadError where the engine is gone. First SIGTERM or SIGINT: no
+new work, running answers finish within `drain_timeout_s`, whatever then remains is aborted. A second signal ends within
+two seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tokenmill.serve.http.banner import banner
 from tokenmill.serve.http.options import ServerOptions, check
 from tokenmill.serve.http.protocol import protocol_class
 from tokenmill.serve.http.service import Phase, Service
+from tokenmill.serve.http.watch import until_lost
 
 Factory = Callable[[], Awaitable[TextEngine]]
 # After the drain: how long answers that were aborted may take to say so, and the engine to close.
@@ -140,6 +142,10 @@ class HttpServer(uvicorn.Server):
             return
         self._log("Serving %s", engine.name)
         self.ready.set()
+        lost = await until_lost(self.service)
+        get_logger().error("%s", lost)
+        self.failure = lost
+        self.should_exit = True
 
     def _drain(self) -> None:
         assert self._drain_until_s is not None
