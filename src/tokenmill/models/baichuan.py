@@ -52,7 +52,7 @@ def arch(c: dict[str, Any]) -> DecoderArch:
     a = decoder_arch(c)
     if alibi:
         still = RopeFacts("none", 1.0, a.attention.head_dim, a.max_model_tokens)
-        a = replace(a, attention=replace(a.attention, alibi=True), rope=still)
+        a = replace(a, attention=replace(a.gqa, alibi=True), rope=still)
     return a
 
 
