@@ -15,6 +15,7 @@ from tokenmill.kernels.meta import RowMeta, Stream
 from tokenmill.kernels.ops import AttentionFacts, AttentionParts, Heads, Norm, Ops
 from tokenmill.kv.contract import KVPages
 from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, split_part, split_rows, unit_span
+from tokenmill.layers.reduce import reduce_with
 from tokenmill.weights.contract import Source, Weight
 
 
@@ -159,7 +160,7 @@ class Gqa:
             out=Linear((read_part(loader.source, prefix + names.out, out, a.num_heads, a.out_bias),), "row", loader),
             heads=local_heads(a, loader),
             facts=_facts(a, loader, prefix + names.sinks if names.sinks else ""),
-            reduce=loader.group.all_reduce,
+            reduce=reduce_with(loader, prefix + names.post_norm if names.post_norm else "", a.hidden_size, eps),
             group=a.group,
             q_norm=head_norms.get(names.q_norm) if self.qk_norm else None,
             k_norm=head_norms.get(names.k_norm) if self.qk_norm else None,

@@ -8,6 +8,7 @@ from typing import Protocol
 from tokenmill.kernels.meta import Stream
 from tokenmill.kernels.ops import MlpParts, Norm, Ops
 from tokenmill.layers.linear import Linear, Loader, Part, read_part, split_part
+from tokenmill.layers.reduce import reduce_with
 from tokenmill.weights.contract import Source
 
 
@@ -130,7 +131,7 @@ class Gated:
             norm=Norm(loader.vector(f"{prefix}{names.norm}.weight", a.hidden_size), eps),
             gate_up=Linear((gate, up), "column", loader),
             down=Linear((down,), "row", loader),
-            reduce=loader.group.all_reduce,
+            reduce=reduce_with(loader, prefix + names.post_norm if names.post_norm else "", a.hidden_size, eps),
         )
 
     def run(self, ops: Ops, stream: Stream, parts: MlpParts, following: Norm) -> Stream:

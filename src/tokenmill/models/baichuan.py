@@ -56,7 +56,7 @@ def arch(c: dict[str, Any]) -> DecoderArch:
     return a
 
 
-def head(loader: Loader, name: str, embedding: Embedding, tied: bool) -> HeadParts:
+def head(loader: Loader, name: str, embedding: Embedding, arch: DecoderArch) -> HeadParts:
     """Logits over rows of length 1 (Baichuan 2)."""
     V, D = embedding.table_VD.shape
     part = read_part(loader.source, name, (V, D), V)

@@ -41,5 +41,5 @@ def build_model(folder: str | Path, build: ModelBuild = ModelBuild()) -> Decoder
     spec = read_spec(folder, build.config)
     family, arch = read_arch(folder, build.config)
     ops = bind(build.device, BindFacts(build.dtype, "latent" if spec.latent else build.kv), build.backends)
-    loader = Loader(open_source(folder), ops, build.device, build.dtype, build.group)
+    loader = Loader(family.source(open_source(folder)), ops, build.device, build.dtype, build.group)
     return Decoder(spec, family, arch, loader)

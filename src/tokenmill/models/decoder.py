@@ -47,8 +47,8 @@ class Decoder:
         table = (arch.vocab_size, arch.hidden_size)
         self.embedding = Embedding(loader, names.embedding, table, arch.embedding_scale)
         self.layers = tuple(_layer(family, arch, loader, index) for index in range(arch.num_layers))
-        self.norm = Norm(family.norm(loader, f"{names.norm}.weight", arch.hidden_size), eps)
-        self.head = family.head(loader, names.head, self.embedding, arch.tied)
+        self.norm = Norm(loader.vector(f"{names.norm}.weight", arch.hidden_size), eps)
+        self.head = family.head(loader, names.head, self.embedding, arch)
         # What follows each layer, which a backend may fold into the layer's end.
         self._following = (*(layer.attention.norm for layer in self.layers[1:]), self.norm)
 

@@ -23,6 +23,7 @@ from tokenmill.layers.mla import MlaArch, MlaNames
 from tokenmill.layers.mlp import MlpArch, MlpLayout
 from tokenmill.layers.moe import MoeArch
 from tokenmill.layers.rope import RopeFacts
+from tokenmill.weights.contract import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class DecoderArch:
 
     `windows`: what each layer sees, by layer (empty: every layer sees everything). `window_rope`: the rotation of
     layers with a window where it is another. `sparse`: the mixture of experts of every layer that is not in
-    `dense_layers` (None: no layer has one). `embedding_scale`: on what the embedding gives.
+    `dense_layers` (None: no layer has one). `embedding_scale`: on what the embedding gives. `logit_cap`: logits are bent so as
+    to stay below it.
     """
 
     vocab_size: int
@@ -49,6 +51,7 @@ class DecoderArch:
     sparse: MoeArch | None = None
     dense_layers: tuple[int, ...] = ()
     embedding_scale: float = 1.0
+    logit_cap: float | None = None
 
     @property
     def groups(self) -> tuple[tuple[int | None, tuple[int, ...]], ...]:
@@ -169,13 +172,21 @@ class Twin:
     tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
 
 
+def plain_head(loader: Loader, name: str, embedding: Embedding, arch: DecoderArch) -> HeadParts:
+    return build_head(loader, name, embedding, arch.tied)
+
+
+def as_stored(source: Source) -> Source:
+    return source
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """`arch` reads a (text) config. `architectures` are its class names in `config.architectures`.
 
     `chat`, `tools`, `reasoning` name default dialects of tokenize/ and parse/. `tiny` is a small config.json in the
-    form real folders have, for tests. `head` builds the output head, `norm` reads a norm's weight. `twin`: how parity
-    runs it in transformers, None where transformers knows it.
+    form real folders have, for tests. `head` builds the output head. `twin`: how parity runs it in transformers, None
+    where transformers knows it. `source`: the checkpoint as this family's blocks read it.
     """
 
     name: str
@@ -189,9 +200,9 @@ class Family:
     tools: str = ""
     reasoning: str = ""
     aliases: tuple[str, ...] = field(default=())
-    head: Callable[[Loader, str, Embedding, bool], HeadParts] = build_head
+    head: Callable[[Loader, str, Embedding, DecoderArch], HeadParts] = plain_head
     twin: Twin | None = None
-    norm: Callable[[Loader, str, int], Tensor] = Loader.vector
+    source: Callable[[Source], Source] = as_stored
 
 
 def mlp_of(family: Family, arch: DecoderArch, index: int) -> MlpPlace:
