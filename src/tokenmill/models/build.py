@@ -40,6 +40,6 @@ def build_model(folder: str | Path, build: ModelBuild = ModelBuild()) -> Decoder
     """The model in `folder`. Raises FormatError (files) and ConfigError (what is not served)."""
     spec = read_spec(folder, build.config)
     family, arch = read_arch(folder, build.config)
-    ops = bind(build.device, BindFacts(build.dtype, build.kv), build.backends)
-    loader = Loader(open_source(folder), ops, build.device, build.dtype, build.group)
+    ops = bind(build.device, BindFacts(build.dtype, "latent" if spec.latent else build.kv), build.backends)
+    loader = Loader(family.source(open_source(folder)), ops, build.device, build.dtype, build.group)
     return Decoder(spec, family, arch, loader)
