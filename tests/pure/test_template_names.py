@@ -21,7 +21,8 @@ LISTED_TEXT = """
 FIRST_TEXT = """
     internlm-chat-7b internlm-chat-7b-8k internlm-chat-20b qwen-7b qwen-14b llama-2-chat baichuan-7b baichuan2-7b
     chatglm2-6b codellama puyu vicuna falcon solar ultracm wizardlm yi
-"""LISTED, GENERATION_1 = LISTED_TEXT.split(), FIRST_TEXT.split()
+"""
+LISTED, GENERATION_1 = LISTED_TEXT.split(), FIRST_TEXT.split()
 TALK = [
     {"role": "system", "content": "S"}, {"role": "user", "content": "1"}, {"role": "assistant", "content": "2"},
     {"role": "user", "content": "3"},
