@@ -147,13 +147,15 @@ def _codes8(codes_NM: Tensor, scales_NQ: Tensor, group: int, dtype: torch.dtype)
 WANTED = 264
 MOST_TOKENS = 128
 MOST_SPLITS = 16
+# The narrow side of the matrix units.
+LEAST_TOKENS = 8
 # Chunks a split must have at least: below, its start costs more than it saves.
 LEAST_CHUNKS = 4
 
 
 def tiling(held: Held, tokens: int, block_n: int = 64) -> Tiling:
     """Not measured yet: enough programs to fill the device, in the fewest parts."""
-    block_t = min(MOST_TOKENS, max(16, triton.next_power_of_2(tokens)))
+    block_t = min(MOST_TOKENS, max(LEAST_TOKENS, triton.next_power_of_2(tokens)))
     programs = triton.cdiv(held.num_out, block_n) * triton.cdiv(tokens, block_t)
     chunks, splits = triton.cdiv(held.num_in, CHUNK), 1
     while splits < MOST_SPLITS and programs * splits < WANTED and chunks // (2 * splits) >= LEAST_CHUNKS:

@@ -25,6 +25,14 @@ UNSIGNED, SIGNED, E4M3 = 0, 1, 2
 CHUNK = 128
 
 
+@triton.constexpr_function
+def _two_codes(place: int, bias: int) -> str:
+    """Two words in a register -> two codes less their zeros: a shift, a masked or, a subtraction."""
+    shift = f"shr.b32 t, $1, {4 * place};" if place else "mov.b32 t, $1;"
+    magic, kind = ("0x64006400", "f16x2") if bias == 1024 else ("0x43004300", "bf16x2")
+    return f"{{ .reg .b32 t; {shift} lop3.b32 t, t, 0x000f000f, {magic}, 0xea; sub.rn.{kind} $0, t, $2; }}"
+
+
 @triton.jit
 def _nibbles(words_NI, zero_N, PLACE: tl.constexpr, BIAS: tl.constexpr, ASM: tl.constexpr):
     """Codes at nibble PLACE less their zeros, exact in zero_N's dtype. zero_N holds BIAS + zero.
@@ -32,15 +40,14 @@ def _nibbles(words_NI, zero_N, PLACE: tl.constexpr, BIAS: tl.constexpr, ASM: tl.
     In the floats BIAS stands for (1024 in fp16, 128 in bf16) a code is the low bits of the mantissa.
     """
     if ASM:
-        shift: tl.constexpr = "shr.b32 t, $1, " + str(4 * PLACE) + "; "
+        # Types must stand here as they are: a constexpr of one is not taken.
         if BIAS == 1024:
             codes_NI = tl.inline_asm_elementwise(
-                "{ .reg .b32 t; " + shift + "lop3.b32 t, t, 0x000f000f, 0x64006400, 0xea; sub.rn.f16x2 $0, t, $2; }",
-                "=r,r,r", [words_NI, zero_N[:, None]], dtype=tl.float16, is_pure=True, pack=2)
+                _two_codes(PLACE, BIAS), "=r,r,r", [words_NI, zero_N[:, None]], dtype=tl.float16, is_pure=True, pack=2)
         else:
             codes_NI = tl.inline_asm_elementwise(
-                "{ .reg .b32 t; " + shift + "lop3.b32 t, t, 0x000f000f, 0x43004300, 0xea; sub.rn.bf16x2 $0, t, $2; }",
-                "=r,r,r", [words_NI, zero_N[:, None]], dtype=tl.bfloat16, is_pure=True, pack=2)
+                _two_codes(PLACE, BIAS), "=r,r,r", [words_NI, zero_N[:, None]], dtype=tl.bfloat16, is_pure=True,
+                pack=2)
     else:
         codes_NI = ((words_NI >> (4 * PLACE)) & 15).to(tl.float32) + BIAS - zero_N[:, None].to(tl.float32)
         codes_NI = codes_NI.to(zero_N.dtype)
