@@ -68,3 +68,8 @@ def num_threads() -> int | None:
     """Threads of the CPU backend, as OpenMP's own variable says."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) > 0 else None
+
+
+def without_blas_threads() -> dict[str, str]:
+    """The environment of a child that multiplies nothing: each of numpy's threads would take address space there."""
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
