@@ -93,6 +93,7 @@ def usage_body(prompts: list[Usage], answers: list[Usage]) -> dict[str, Any]:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in answers)},
     }
 
 
