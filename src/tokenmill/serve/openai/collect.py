@@ -97,6 +97,11 @@ def usage_body(prompts: list[Usage], answers: list[Usage]) -> dict[str, Any]:
     }
 
 
+def answer_ids(ids: list[int] | tuple[int, ...]) -> dict[str, Any]:
+    """The ids of a choice, or of a piece of one, where `return_token_ids` asks: LMDeploy's name and vLLM's."""
+    return {"output_ids": list(ids), "token_ids": list(ids)}
+
+
 def finite(logprob: float) -> float:
     return max(logprob, LEAST_LOGPROB)
 
