@@ -76,6 +76,7 @@ def quantize(args: argparse.Namespace, recipe: Recipe) -> int:
 
     from tokenmill.api.hub import resolve_model
     from tokenmill.quant.job import Job
+    from tokenmill.quant.report import PAGE
     from tokenmill.quant.run import quantize_folder
     from tokenmill.quant.text import Choice, calibration
     from tokenmill.tokenize.loader import load_tokenizer
@@ -94,6 +95,7 @@ def quantize(args: argparse.Namespace, recipe: Recipe) -> int:
     print(f"wrote {args.work_dir} ({_size(args.work_dir)} from {_size(source)})")
     if outcome.quality is not None:
         print(json.dumps({"held_out": outcome.quality.facts()}))
+    print(f"report: {args.work_dir / PAGE}")
     print(f"next: tokenmill chat {args.work_dir}")
     return 0
 

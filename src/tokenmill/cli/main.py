@@ -84,6 +84,7 @@ _EVAL = Group(
     "quality of a model",
     {
         "ppl": Verb("eval_ppl", "perplexity on a text file"),
+        "compare": Verb("eval_compare", "two models on one text: KL, top-1 agreement, perplexities"),
         "demo": Verb("eval_demo", "the held-out sets of the built-in model"),
     },
 )
