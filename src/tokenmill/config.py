@@ -83,12 +83,21 @@ class KernelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaConfig:
+    """Where images may come from beside data URLs: hosts by exact name ("*": any public one), a folder of files."""
+
+    domains: tuple[str, ...] = ()
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     model: ModelConfig = ModelConfig()
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     kernels: KernelConfig = KernelConfig()
+    media: MediaConfig = MediaConfig()
 
 
 @dataclass(frozen=True, slots=True)

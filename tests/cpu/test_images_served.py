@@ -14,12 +14,11 @@ from tests.support.pictures import data_url, encoded, picture, png_bomb
 
 from tokenmill.api.build import open_text_engine
 from tokenmill.api.session import ServedModel
-from tokenmill.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from tokenmill.config import CacheConfig, EngineConfig, MediaConfig, ModelConfig, SchedulerConfig
 from tokenmill.errors import RequestError
 from tokenmill.models.tiny import make_tiny
 from tokenmill.models.twin import load_whole_twin
 from tokenmill.types import Chunk, Finish, Sampling, TextRequest
-from tokenmill.vision.fetch import MediaPolicy
 from tokenmill.vision.tiles import Tiling, cut
 
 WIDE, TALL = picture(150, 60, 1), picture(40, 80, 2)
@@ -39,9 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def served(folder: Path, tmp_path: Path) -> AsyncIterator[ServedModel]:
     config = EngineConfig(
-        model=ModelConfig(str(folder)), cache=CacheConfig(num_blocks=128), scheduler=SchedulerConfig(max_rows=4)
+        model=ModelConfig(str(folder)), cache=CacheConfig(num_blocks=128), scheduler=SchedulerConfig(max_rows=4),
+        media=MediaConfig(folder=str(tmp_path)),
     )
-    engine = await open_text_engine(config, media=MediaPolicy(folder=tmp_path))
+    engine = await open_text_engine(config)
     assert isinstance(engine, ServedModel)
     yield engine
     await engine.close()
@@ -95,7 +95,8 @@ async def test_answers_equal_transformers(folder: Path, served: ServedModel) -> 
     one = await ask(served, user(image(encoded(WIDE)), text("What is this?")))
     prompt = SYSTEM + "<|im_start|>user\n<image>\nWhat is this?<|im_end|><|im_start|>assistant\n"
     assert drawn(one) == transformers_answer(folder, served, prompt, [wide])
-    two = await ask(served, user(text("Compare"), image(encoded(TALL)), image(encoded(WIDE, "BMP"), "bmp", detail="low")))
+    low = image(encoded(WIDE, "BMP"), "bmp", detail="low")
+    two = await ask(served, user(text("Compare"), image(encoded(TALL)), low))
     prompt = SYSTEM + "<|im_start|>user\nCompare\n<image>\n<image><|im_end|><|im_start|>assistant\n"
     six = cut(WIDE, Tiling(56, max_tiles=6))
     assert drawn(two) == transformers_answer(folder, served, prompt, [tall, six]) and len(six) != len(wide)

@@ -77,7 +77,7 @@ class Way:
         entry, arch = read_arch(path)
         tensors, form = load_file(path / "model.safetensors"), load_format(self.scheme.format)
         for index in range(arch.num_layers):
-            for name in layer_linears(entry, arch):
+            for name in layer_linears(entry, arch, index):
                 full = entry.names.layer.format(index) + name
                 stored = form.write(self.quantize(tensors.pop(f"{full}.weight")), self.scheme)
                 tensors |= {f"{full}.{suffix}": value.contiguous() for suffix, value in stored.items()}

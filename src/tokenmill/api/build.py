@@ -21,7 +21,7 @@ from tokenmill.api.prepare import end_of_text
 from tokenmill.api.session import ServedModel, TextParts
 from tokenmill.api.templates import template_choice
 from tokenmill.api.workspace import unfold
-from tokenmill.config import EngineConfig, validate
+from tokenmill.config import EngineConfig, MediaConfig, validate
 from tokenmill.engine.contract import Engine
 from tokenmill.errors import ConfigError, FormatError
 from tokenmill.grammar.compiler import Compiler
@@ -48,6 +48,7 @@ class TextSide:
     parsers: ParserNames
     vocab_size: int
     images: ImageFacts | None = None
+    media: MediaPolicy = MediaPolicy()
 
 
 async def open_text_engine(
@@ -58,19 +59,17 @@ async def open_text_engine(
     tool_call_parser: str | None = None,
     reasoning_parser: str | None = None,
     generation_config: str = "auto",
-    media: MediaPolicy = MediaPolicy(),
 ) -> TextEngine:
     """The model of `config.model.path`, loaded and ready.
 
     name: under which it is served (the path as typed). chat_template: a builtin name, a .json or .jinja file, or a
     choice. generation_config: `auto` (the folder's generation_config.json), `lmdeploy` (none of it), or a folder.
-    media: where images may come from beside data URLs.
     """
     asked = config.model.path
     config, name = unfold(config, name)
     served = name or asked
     config, side = await asyncio.to_thread(
-        open_text_side, validate(config), _choice(chat_template), tool_call_parser, reasoning_parser
+        open_text_side, validate(config), _choice(chat_template), tool_call_parser, reasoning_parser, (served, asked)
     )
     try:
         defaults = sampling_defaults(side.folder, generation_config)
@@ -79,25 +78,35 @@ async def open_text_engine(
         side.template.close()
         raise
     try:
-        return await serve(engine, side, served, defaults, media)
+        return await serve(engine, side, served, defaults)
     except BaseException:
         await engine.close()
         raise
 
 
 def open_text_side(
-    config: EngineConfig, choice: TemplateChoice, tools: str | None, reasoning: str | None
+    config: EngineConfig, choice: TemplateChoice, tools: str | None, reasoning: str | None,
+    model_names: tuple[str, ...] = (),
 ) -> tuple[EngineConfig, TextSide]:
-    """The configuration with its model as a folder, and that folder's tokenizer, template and parsers."""
+    """The configuration with its model as a folder, and that folder's tokenizer, template and parsers. `model_names`:
+    how the model is called, which decides the template of a folder without one."""
     model = config.model
     path = resolve_model(model.path, model.revision, model.download_dir)
     config = replace(config, model=replace(model, path=str(path)))
     vocab_size = read_spec(path, config.model).vocab_size
     folder, tokenizer = TextFolder.read(path), load_tokenizer(path)
     parsers = parser_names(tools, reasoning, tokenizer.vocabulary)
-    template = choose_template(choice, folder, tokenizer.vocabulary)
+    template = choose_template(choice, folder, tokenizer.vocabulary, model_names)
     images = None if model.language_only else read_facts(folder.config, tokenizer.vocabulary.token_id)
-    return config, TextSide(folder, tokenizer, template, parsers, vocab_size, images)
+    return config, TextSide(folder, tokenizer, template, parsers, vocab_size, images, media_policy(config.media))
+
+
+def media_policy(config: MediaConfig) -> MediaPolicy:
+    """Raises ConfigError where the folder of files is none."""
+    folder = None if config.folder is None else Path(config.folder)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--allowed-local-media-path {folder} is no folder")
+    return MediaPolicy(config.domains, folder)
 
 
 async def start(config: EngineConfig) -> Engine:
@@ -108,12 +117,10 @@ async def start(config: EngineConfig) -> Engine:
     return engine
 
 
-async def serve(
-    engine: Engine, side: TextSide, name: str, defaults: SamplingDefaults, media: MediaPolicy = MediaPolicy()
-) -> ServedModel:
+async def serve(engine: Engine, side: TextSide, name: str, defaults: SamplingDefaults) -> ServedModel:
     """A running engine and its text side as one served model."""
     stats = await engine.stats()
-    images = None if side.images is None else ImageDesk(side.images, media)
+    images = None if side.images is None else ImageDesk(side.images, side.media)
     return ServedModel(
         engine,
         TextParts(

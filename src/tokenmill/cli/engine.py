@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenmill import log
 from tokenmill.cli.options import engine_config
 from tokenmill.cli.parser import Parser
 from tokenmill.cli.told import tell
-from tokenmill.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenmill.api.contract import TextEngine
@@ -27,10 +25,6 @@ def add_model_flags(parser: Parser) -> None:
     group.add_argument("--reasoning-parser", help="dialect of reasoning; none by default")
     group.add_argument("--generation-config", metavar="auto|lmdeploy|PATH", help="where unsaid sampling values come "
                        "from: generation_config.json of the model (auto) or of PATH, or none (lmdeploy)")  # fmt: skip
-    group.add_argument("--allowed-media-domains", nargs="+", metavar="HOST", help="hosts that images may be fetched "
-                       "from (default: none)")  # fmt: skip
-    group.add_argument("--allowed-local-media-path", type=Path, metavar="DIR", help="a folder that image files may be "
-                       "read from (default: none)")  # fmt: skip
     group.add_argument("--log-level", type=str.upper, choices=LOG_LEVELS, help="what goes to stderr")
 
 
@@ -54,16 +48,4 @@ def text_options(args: argparse.Namespace) -> dict[str, Any]:
         "reasoning_parser": getattr(args, "reasoning_parser", None),
         "generation_config": getattr(args, "generation_config", None),
     }
-    return {**{name: value for name, value in asked.items() if value is not None}, **media_options(args)}
-
-
-def media_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Where images may come from, beside data URLs. Raises ConfigError where the folder is none."""
-    domains, folder = getattr(args, "allowed_media_domains", None), getattr(args, "allowed_local_media_path", None)
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--allowed-local-media-path {folder} is no folder")
-    if domains is None and folder is None:
-        return {}
-    from tokenmill.vision.fetch import MediaPolicy
-
-    return {"media": MediaPolicy(tuple(domains or ()), folder)}
+    return {name: value for name, value in asked.items() if value is not None}

@@ -41,13 +41,14 @@ def build_model(folder: str | Path, build: ModelBuild = ModelBuild()) -> Decoder
     """The model in `folder`. Raises FormatError (files) and ConfigError (what is not served)."""
     spec = read_spec(folder, build.config)
     family, arch = read_arch(folder, build.config)
-    ops = bind(build.device, BindFacts(build.dtype, build.kv), build.backends)
-    source = open_source(folder)
-    whole = Loader(source, ops, build.device, build.dtype, build.group)
+    ops = bind(build.device, BindFacts(build.dtype, "latent" if spec.latent else build.kv), build.backends)
+    files = open_source(folder)
+    whole = Loader(files, ops, build.device, build.dtype, build.group)
     joined = find_multimodal(raw := read_whole(folder, build.config))
     if joined is None:
-        return Decoder(spec, family, arch, whole)
-    model = Decoder(spec, family, arch, replace(whole, source=PrefixSource(source, joined.prefix)))
+        return Decoder(spec, family, arch, replace(whole, source=family.source(files)))
+    language = family.source(PrefixSource(files, joined.prefix))
+    model = Decoder(spec, family, arch, replace(whole, source=language))
     if not build.config.language_only:
         model.vision = joined.build(whole, raw, arch.hidden_size)
     return model

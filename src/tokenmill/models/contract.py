@@ -44,6 +44,7 @@ class ModelSpec:
 
     num_heads, num_kv_heads are of the whole model (before tensor parallel). `linear_params` counts the weights of
     decoder linears, `other_params` embeddings, head and norms: the memory plan prices them by weight format.
+    `latent`: the cache holds one vector a token for K and V alike; num_kv_heads and head_dim then are that vector's.
     """
 
     family: str
@@ -62,6 +63,7 @@ class ModelSpec:
     eos_ids: tuple[int, ...]
     bos_id: int | None
     logn: bool = False
+    latent: bool = False
     vision: VisionSpec | None = None
 
 

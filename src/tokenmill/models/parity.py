@@ -141,7 +141,9 @@ def twin_stages(twin: Any, ids_T: Tensor) -> dict[str, Tensor]:
 
     watch_output(twin.get_input_embeddings(), "embedding")
     for index, layer in enumerate(twin.model.layers):
-        watch_input(layer.post_attention_layernorm, f"layer {index} attention")
+        # Families that norm what attention adds keep the MLP's own norm under another name.
+        before_mlp = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
+        watch_input(before_mlp, f"layer {index} attention")
         watch_output(layer, f"layer {index} mlp")
     watch_output(twin.model.norm, "final norm")
     logits = twin(ids_T[None]).logits[0].float()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.kv.contract import KVShape
-from tokenmill.kv.layout import load_kind
+from tokenmill.kv.layout import kind_of
 from tokenmill.models.decoder import Decoder
 
 BLOCK_TOKENS = 16
@@ -24,7 +24,7 @@ class Solo:
     def __init__(self, model: Decoder, prompt_tokens: int, kv: str = "auto"):
         spec, device = model.spec, model.embedding.table_VD.device
         blocks = -(-prompt_tokens // BLOCK_TOKENS)
-        shape, kind = KVShape(spec.num_kv_heads, spec.head_dim, BLOCK_TOKENS), load_kind(kv)
+        shape, kind = KVShape(spec.num_kv_heads, spec.head_dim, BLOCK_TOKENS), kind_of(spec.latent, kv)
         self.model = model
         self.caches = tuple(kind.alloc(blocks, shape, model.dtype, device) for _ in range(spec.num_layers))
         self.table_1B = torch.arange(blocks - 1, -1, -1, dtype=torch.int32, device=device)[None]

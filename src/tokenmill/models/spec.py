@@ -13,9 +13,10 @@ from typing import Any
 from tokenmill import find
 from tokenmill.config import ModelConfig
 from tokenmill.errors import ConfigError, FormatError
+from tokenmill.layers.mla import MlaArch
 from tokenmill.layers.rope import RopeFacts
 from tokenmill.models.contract import AttentionGroup, ModelSpec, VisionSpec
-from tokenmill.models.family import DecoderArch, Family
+from tokenmill.models.family import DecoderArch, Family, mlp_of
 from tokenmill.models.multimodal import Multimodal
 from tokenmill.models.reading import architecture, dtype_name, text_config, token_ids
 
@@ -111,11 +112,12 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
             for window, layers in arch.groups
         ),
         rope=arch.rope.base_rule(),
-        linear_params=arch.num_layers * sum(prod(shape) for shape in layer_linears(family, arch).values()),
+        linear_params=_linear_params(family, arch),
         other_params=_other_params(family, arch) + (vision.params if vision else 0),
         eos_ids=_eos_ids(raw, model),
         bos_id=next(iter(token_ids(raw.get("bos_token_id"))), None),
         logn=arch.logn_tokens is not None,
+        latent=isinstance(a, MlaArch),
         vision=vision,
     )
 
@@ -128,28 +130,29 @@ def _vision(config: dict[str, Any]) -> VisionSpec | None:
         raise ConfigError(f"config.json: the vision tower cannot be read: {error!r}") from error
 
 
-def layer_linears(family: Family, arch: DecoderArch) -> dict[str, tuple[int, int]]:
-    """Linears of one decoder layer by name within it, with their (N, M), as the checkpoint holds them."""
-    a, names = arch.attention, family.names
-    out = {names.attention.out: (a.hidden_size, a.num_heads * a.head_dim)}
-    return {**names.attention.qkv.shapes(a), **out, **names.mlp.shapes(arch.mlp)}
+def layer_linears(family: Family, arch: DecoderArch, index: int) -> dict[str, tuple[int, int]]:
+    """Linears of a decoder layer by name within it, with their (N, M), as the checkpoint holds them."""
+    mlp, attention = mlp_of(family, arch, index), family.names.attention
+    return {**attention.linears(arch.attention), **mlp.names.shapes(mlp.arch)}  # type: ignore[arg-type]
 
 
-def layer_vectors(family: Family, arch: DecoderArch) -> dict[str, int]:
-    """Norms and promised biases of one decoder layer by full name within it, with their sizes."""
-    a, names = arch.attention, family.names
-    vectors = {f"{names.attention.norm}.weight": arch.hidden_size, f"{names.mlp.norm}.weight": arch.hidden_size}
-    vectors |= {f"{name}.weight": a.head_dim for name in (names.attention.q_norm, names.attention.k_norm) if name}
-    biased = names.attention.qkv.shapes(a) if a.qkv_bias else {}
-    biased |= {names.attention.out: (a.hidden_size, 0)} if a.out_bias else {}
-    biased |= names.mlp.shapes(arch.mlp) if arch.mlp.bias else {}
-    return vectors | {f"{name}.bias": shape[0] for name, shape in biased.items()}
+def layer_plain(family: Family, arch: DecoderArch, index: int) -> dict[str, tuple[int, ...]]:
+    """Norms, promised biases and what else is never quantized in a decoder layer, by full name, with their shapes."""
+    mlp, attention = mlp_of(family, arch, index), family.names.attention
+    norms = {f"{name}.weight": (arch.hidden_size,) for name in (mlp.names.norm, mlp.names.post_norm) if name}
+    return {**attention.plain(arch.attention), **norms, **mlp.names.plain(mlp.arch)}  # type: ignore[arg-type]
+
+
+def _linear_params(family: Family, arch: DecoderArch) -> int:
+    layers = range(arch.num_layers)
+    return sum(prod(shape) for index in layers for shape in layer_linears(family, arch, index).values())
 
 
 def _other_params(family: Family, arch: DecoderArch) -> int:
     tables = 1 if arch.tied else 2
-    vectors = arch.num_layers * sum(layer_vectors(family, arch).values())
-    return tables * arch.vocab_size * arch.hidden_size + vectors + arch.hidden_size
+    layers = range(arch.num_layers)
+    plain = sum(prod(shape) for index in layers for shape in layer_plain(family, arch, index).values())
+    return tables * arch.vocab_size * arch.hidden_size + plain + arch.hidden_size
 
 
 def _override(arch: DecoderArch, raw: dict[str, Any], config: ModelConfig) -> DecoderArch:

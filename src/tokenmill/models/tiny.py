@@ -17,14 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import Tensor
 
 from tokenmill.models.family import DecoderArch, Family
-from tokenmill.models.spec import (
-    families,
-    find_family,
-    layer_linears,
-    layer_vectors,
-    multimodals,
-    read_config,
-)
+from tokenmill.models.spec import families, find_family, layer_linears, layer_plain, multimodals, read_config
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog. Hello, how are you today? I am fine, thank you.",
@@ -101,15 +94,22 @@ def random_tensors(family: Family, arch: DecoderArch, seed: int, std: float) -> 
     tensors = {f"{names.embedding}.weight": torch.randn(table, generator=draw) * std}
     for index in range(arch.num_layers):
         prefix = names.layer.format(index)
-        for name, shape in layer_linears(family, arch).items():
+        for name, shape in layer_linears(family, arch, index).items():
             tensors[f"{prefix}{name}.weight"] = torch.randn(shape, generator=draw) * std
-        for name, size in layer_vectors(family, arch).items():
-            centre = 0.0 if name.endswith(".bias") else 1.0
-            tensors[prefix + name] = centre + torch.randn(size, generator=draw) * 0.3
+        for name, sizes in layer_plain(family, arch, index).items():
+            tensors[prefix + name] = _random_plain(name, sizes, std, draw)
     tensors[f"{names.norm}.weight"] = 1.0 + torch.randn(arch.hidden_size, generator=draw) * 0.3
     if not arch.tied:
         tensors[f"{names.head}.weight"] = torch.randn(table, generator=draw) * std
     return tensors
+
+
+def _random_plain(name: str, sizes: tuple[int, ...], std: float, draw: torch.Generator) -> Tensor:
+    """A norm around 1, a bias around 0, a matrix of the linears' size."""
+    value = torch.randn(sizes, generator=draw)
+    if len(sizes) > 1:
+        return value * std
+    return (0.0 if name.endswith("bias") else 1.0) + value * 0.3
 
 
 def write_tokenizer(folder: Path, vocab_size: int, words: tuple[str, ...] = ()) -> None:

@@ -6,6 +6,8 @@ code of the checkpoint's author runs: families that transformers lacks say in `F
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,7 @@ from torch import Tensor
 from tokenmill.config import ModelConfig
 from tokenmill.errors import ConfigError, FormatError
 from tokenmill.models.family import DecoderArch, Family
-from tokenmill.models.spec import (
-    find_multimodal,
-    layer_linears,
-    layer_vectors,
-    read_arch,
-    read_config,
-    read_whole,
-)
+from tokenmill.models.spec import find_multimodal, layer_linears, layer_plain, read_arch, read_config, read_whole
 from tokenmill.weights.contract import Source
 from tokenmill.weights.prefix import PrefixSource
 from tokenmill.weights.source import open_source
@@ -74,12 +69,33 @@ def build_twin(raw: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     config = AutoConfig.for_model(raw["model_type"], **{**keys, "attn_implementation": "eager"})
     # transformers' typing differs between releases.
     auto: Any = AutoModelForCausalLM
-    model = auto.from_config(config, dtype=torch.float32).eval()
-    absent, unknown = model.load_state_dict(tensors, strict=False, assign=False)
-    absent = [name for name in absent if not (config.tie_word_embeddings and name == "lm_head.weight")]
+    with torch.device("meta"):
+        reader: Any = type(auto.from_config(config))
+    # As transformers reads a folder: it knows the names on disk where its modules have others.
+    with quiet():
+        model, info = reader.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+        )
+    absent, unknown = list(info["missing_keys"]), list(info["unexpected_keys"])
     if absent or unknown:
         raise FormatError(f"transformers misses {absent[:4]} and does not know {unknown[:4]} in this checkpoint")
-    return model
+    return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar of transformers: a check prints its own table."""
+    from transformers.utils import logging as theirs
+
+    # transformers' typing differs between releases.
+    logging: Any = theirs
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def plain_tensors(family: Family, arch: DecoderArch, source: Source) -> dict[str, Tensor]:
@@ -90,8 +106,8 @@ def plain_tensors(family: Family, arch: DecoderArch, source: Source) -> dict[str
         tensors[f"{names.head}.weight"] = source.weight(names.head).dequantize()
     for index in range(arch.num_layers):
         prefix = names.layer.format(index)
-        for name in layer_linears(family, arch):
+        for name in layer_linears(family, arch, index):
             tensors[f"{prefix}{name}.weight"] = source.weight(prefix + name).dequantize()
-        for name in layer_vectors(family, arch):
+        for name in layer_plain(family, arch, index):
             tensors[prefix + name] = source.tensor(prefix + name)
     return {name: value.float() for name, value in tensors.items()}

@@ -20,7 +20,7 @@ from tokenmill.distributed.launch import Seat
 from tokenmill.engine.contract import Capacity, KVGroup, Runner
 from tokenmill.errors import CapacityError, ConfigError
 from tokenmill.kernels.bind import BindFacts, bind
-from tokenmill.kv.layout import load_kind
+from tokenmill.kv.layout import kind_of
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.contract import ModelSpec
 from tokenmill.models.decoder import Decoder
@@ -152,7 +152,7 @@ def size_cache(
     config: EngineConfig, spec: ModelSpec, device: torch.device, group: Group
 ) -> tuple[tuple[KVGroup, ...], EngineConfig, CacheNeed]:
     """The cache that fits beside what is loaded: on the rank that has the least room, so that all hold the same."""
-    need = memory.cache_need(config, spec, load_kind(config.cache.kv), group.size)
+    need = memory.cache_need(config, spec, kind_of(spec.latent, config.cache.kv), group.size)
     work = workspace_bytes(spec, config.scheduler.max_rows or 1, config.scheduler.max_step_tokens or 1)
     if gathers(config, device):
         work += score_bytes(config, spec, group.size)
