@@ -122,7 +122,7 @@ def test_a_given_piece_goes_before_the_prompts_own_end() -> None:
      ("Qwen3-8B", "qwen3"), ("Meta-Llama-3.1-8B-Instruct", "llama3_1"), ("Llama-3.2-1B-Instruct", "llama3_1"),
      ("Meta-Llama-3-8B-Instruct", "llama3"), ("Llama-2-7b-chat-hf", "llama2"), ("Baichuan2-7B-Chat", "baichuan2"),
      ("Baichuan2-7B-Base", None), ("01-ai/Yi-6B-Chat", "yi"), ("yi-vl-6b", "yi-vl"), ("trying-things", None),
-     ("/home/yi/plain", None), ("/qwen/other", None), ("gemma-2-9b-it", "gemma"),
+     ("/data/yi/plain", None), ("/qwen/other", None), ("gemma-2-9b-it", "gemma"),
      ("Phi-3-mini-4k-instruct", "phi-3"), ("vicuna-7b-v1.5", "vicuna"), ("llava-v1.6-vicuna-7b", "llava-v1"),
      ("DeepSeek-V3-0324", "deepseek-v3"), ("DeepSeek-R1", "deepseek-r1"), ("deepseek-llm-7b-chat", "deepseek"),
      ("Mistral-7B-Instruct-v0.2", "mistral"), ("Mixtral-8x7B-Instruct-v0.1", "mixtral"), ("CodeLlama-7b", "codellama"),
