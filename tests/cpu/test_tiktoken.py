@@ -100,6 +100,12 @@ def test_two_files(folder: Path, tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_another_familys_ranks_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "kimi.tiktoken").write_bytes((folder / "qwen.tiktoken").read_bytes())
+    with pytest.raises(FormatError, match="no Qwen vocabulary"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_qwen_folder_answers(folder: Path, tmp_path: Path) -> None:
     """A first-generation Qwen folder: no tokenizer.json, no template of its own, no special tokens in its files."""
     import tokenmill

@@ -98,6 +98,6 @@ def test_lmdeploys_hub_models_of_2023_are_awq(tmp_path, said):
     folder = write_folder(tmp_path / "m", tensors, said)
     if said is None:
         (folder / "outputs_stats.pth").write_bytes(b"")
-    weight = open_source(folder).linear("model.layers.0.q")
+    weight = open_source(folder).weight("model.layers.0.q")
     expected = dequantize(codes, zeros, scales, torch.arange(128) // group)
-    torch.testing.assert_close(weight.dense(torch.float32), expected, atol=0, rtol=1e-6)
+    torch.testing.assert_close(weight.dequantize(torch.float32), expected, atol=0, rtol=1e-6)
