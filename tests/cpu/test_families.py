@@ -58,6 +58,8 @@ def test_every_published_architecture_finds_its_family() -> None:
         "BaiChuanForCausalLM": "baichuan_v1", "Phi3ForCausalLM": "phi3", "MixtralForCausalLM": "mixtral",
         "Qwen2MoeForCausalLM": "qwen2_moe", "Qwen3MoeForCausalLM": "qwen3_moe",
         "DeepseekV2ForCausalLM": "deepseek_v2", "DeepseekV3ForCausalLM": "deepseek_v3",
+        "GemmaForCausalLM": "gemma", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3",
+        "GptOssForCausalLM": "gpt_oss",
     }  # fmt: skip
     assert {name: find_family({"architectures": [name]}).name for name in wanted} == wanted
 
@@ -162,6 +164,11 @@ VARIANTS = {
     "no layer dense": ("deepseek_v2", {"first_k_dense_replace": 0}),
     "windowed experts": ("mixtral", {"sliding_window": 32}),
     "normalised, with a shared expert": ("qwen2_moe", {"norm_topk_prob": True, "decoder_sparse_step": 1}),
+    "Gemma 3 as transformers 5 writes it": ("gemma3", {
+        "rope_scaling": None, "rope_theta": None, "rope_local_base_freq": None, "sliding_window_pattern": None,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
     "not normalised": ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": []}),
 }  # fmt: skip
 
@@ -182,7 +189,7 @@ def test_a_latent_cache_is_small_and_keeps_its_kind(tmp_path: Path) -> None:
         kind_of(spec.latent, "int8")
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "mixtral", "deepseek_v3", "gemma3", "gpt_oss"])
 async def test_greedy_answers_through_the_engine(family: str, tmp_path: Path) -> None:
     """Chunks of 16 tokens, several rows at once, blocks behind windows given back: still what transformers says."""
     folder = make_tiny(family, tmp_path / family)

@@ -32,8 +32,8 @@ class DecoderArch:
 
     `windows`: what each layer sees, by layer (empty: every layer sees everything). `window_rope`: the rotation of
     layers with a window where it is another. `sparse`: the mixture of experts of every layer that is not in
-    `dense_layers` (None: no layer has one). `embedding_scale`: on what the embedding gives. `logit_cap`: logits are bent so as
-    to stay below it.
+    `dense_layers` (None: no layer has one). `embedding_scale`: on what the embedding gives. `logit_cap`: logits
+    are bent so as to stay below it.
     """
 
     vocab_size: int
