@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
 from tests.support.fake_text import FakeTextEngine
 from tests.support.http_server import HELLO, LOOPBACK, Live, post, running, wait_for
 
+from tokenmill.errors import EngineDeadError
 from tokenmill.serve.http import HttpServer, TransportLimits
 from tokenmill.serve.http.service import Phase
 
@@ -88,17 +91,20 @@ def test_refused_before_its_body_is_read() -> None:
 
 
 def test_those_who_wait_are_served_in_order() -> None:
-    with running(FakeTextEngine(step_s=0.02), max_concurrent_requests=1, max_queue=10) as live:
+    words = ("one", "two", "three", "four", "five")
+    with running(FakeTextEngine(step_s=0.01), max_concurrent_requests=1, max_queue=10) as live, busy(live):
+        admission = live.server.service.admission
+        assert admission is not None
         with ThreadPoolExecutor(5) as pool:
             replies = []
-            for word in ("one", "two", "three", "four", "five"):
-                count = len(replies)
+            for place, word in enumerate(words):
                 replies.append(pool.submit(live.complete, word))
-                wait_for(lambda n=count: live.server.service.in_flight > n or len(live.engine.seen) > n, 2)
-            texts = [reply.result(5).json()["choices"][0]["text"] for reply in replies]
-        assert texts == [f"echo {w}" for w in ("one", "two", "three", "four", "five")]
+                wait_for(lambda count=place + 1: admission.waiting == count, 5)
+            live.server.service.abort_all()
+            texts = [reply.result(10).json()["choices"][0]["text"] for reply in replies]
+        assert texts == [f"echo {word}" for word in words]
         assert live.engine.peak == 1
-        assert [request.prompt for request in live.engine.seen] == ["one", "two", "three", "four", "five"]
+        assert tuple(request.prompt for request in live.engine.seen[1:]) == words
 
 
 def test_a_deadline_passes_in_the_queue_too() -> None:
@@ -140,12 +146,15 @@ def test_a_client_that_leaves_the_queue_never_runs() -> None:
 def test_a_reader_that_stops_reading_is_cut_off_and_holds_little() -> None:
     limits = TransportLimits(write_stall_s=0.3, write_buffer_bytes=64 * 1024)
     with running(FakeTextEngine(max_model_tokens=10_000_000), limits=limits) as live:
-        long = "x" * 4000
-        connection = live.connect()
+        long = "x" * 40_000
+        connection = socket.socket()
+        # Little room on the way, so that it is full soon.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", live.server.port))
         connection.sendall(post(CHAT, json.dumps(HELLO | {"ignore_eos": True, "stream": True} | {
             "messages": [{"role": "user", "content": long}]}).encode()))  # fmt: skip
-        wait_for(lambda: bool(live.engine.live), 2)
-        wait_for(lambda: not live.engine.live, 5)
+        wait_for(lambda: bool(live.engine.live), 5)
+        wait_for(lambda: not live.engine.live, 20)
         connection.close()
         assert live.engine.aborted
 
@@ -204,6 +213,38 @@ def test_a_dead_engine_is_503_and_health_says_so_soon() -> None:
         assert live.client.get("/health/live").status_code == 200
         again = live.chat()
         assert again.status_code == 503 and "retry-after" in again.headers
+
+
+@pytest.mark.parametrize("way", ["dead", "silent"])
+def test_a_server_that_has_lost_its_engine_ends_with_an_error(way: str) -> None:
+    engine = FakeTextEngine()
+
+    async def factory() -> FakeTextEngine:
+        return engine
+
+    async def silence() -> object:
+        await asyncio.sleep(60)
+        return None
+
+    server = HttpServer(factory, replace(LOOPBACK, dead_engine_s=0.2, silent_engine_s=0.2))
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            server.run()
+        except EngineDeadError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert server.ready.wait(5)
+    if way == "dead":
+        engine.alive = False
+    else:
+        engine.stats = silence  # type: ignore[method-assign, assignment]
+    thread.join(10)
+    assert not thread.is_alive() and engine.closed
+    assert failures and "engine" in str(failures[0]) and "again" in str(failures[0])
 
 
 def test_an_engine_that_hangs_does_not_hang_health() -> None:
@@ -295,8 +336,6 @@ def test_a_drain_that_takes_too_long_aborts_the_rest_and_tells_them() -> None:
 
     async def factory() -> FakeTextEngine:
         return engine
-
-    from dataclasses import replace
 
     server = HttpServer(factory, replace(LOOPBACK, drain_timeout_s=0.2))
     thread = run_in_thread(server)

@@ -64,7 +64,7 @@ async def open_text_engine(
     config, name = unfold(config, name)
     served = name or asked
     config, side = await asyncio.to_thread(
-        open_text_side, validate(config), _choice(chat_template), tool_call_parser, reasoning_parser
+        open_text_side, validate(config), _choice(chat_template), tool_call_parser, reasoning_parser, (served, asked)
     )
     try:
         defaults = sampling_defaults(side.folder, generation_config)
@@ -80,16 +80,18 @@ async def open_text_engine(
 
 
 def open_text_side(
-    config: EngineConfig, choice: TemplateChoice, tools: str | None, reasoning: str | None
+    config: EngineConfig, choice: TemplateChoice, tools: str | None, reasoning: str | None,
+    model_names: tuple[str, ...] = (),
 ) -> tuple[EngineConfig, TextSide]:
-    """The configuration with its model as a folder, and that folder's tokenizer, template and parsers."""
+    """The configuration with its model as a folder, and that folder's tokenizer, template and parsers. `model_names`:
+    how the model is called, which decides the template of a folder without one."""
     model = config.model
     path = resolve_model(model.path, model.revision, model.download_dir)
     config = replace(config, model=replace(model, path=str(path)))
     vocab_size = read_spec(path, config.model).vocab_size
     folder, tokenizer = TextFolder.read(path), load_tokenizer(path)
     parsers = parser_names(tools, reasoning, tokenizer.vocabulary)
-    template = choose_template(choice, folder, tokenizer.vocabulary)
+    template = choose_template(choice, folder, tokenizer.vocabulary, model_names)
     return config, TextSide(folder, tokenizer, template, parsers, vocab_size)
 
 

@@ -15,6 +15,7 @@ from tokenmill.api.contract import SamplingDefaults, TextCodec, TextLimits
 from tokenmill.api.grammars import GrammarCheck
 from tokenmill.api.parsers import ParserNames, parsers_for
 from tokenmill.api.prepare import EndOfText, chosen_tools, engine_request, stops_of
+from tokenmill.api.toolgrammar import TOOL_CALLS, constrained, for_tools
 from tokenmill.engine.contract import Engine, Stats
 from tokenmill.errors import EngineDeadError, RequestError
 from tokenmill.types import Chunk, Finish, Request, TextRequest, Usage
@@ -89,6 +90,7 @@ class ServedModel:
     async def _prepare(self, request: TextRequest) -> tuple[Request, Answer]:
         parts, vocabulary = self._parts, self._parts.codec.tokenizer.vocabulary
         tools = chosen_tools(request, parts.parsers.tools is not None)
+        request = constrained(request, tools, parts.parsers)
         prompt_ids = await parts.codec.prompt_ids(request, tools)
         stops = stops_of(request, parts.end, vocabulary)
         wish = engine_request(request, prompt_ids, stops, self.limits)
@@ -101,7 +103,10 @@ class ServedModel:
             return
         if self._parts.grammars is None:
             raise RequestError("this model is served without grammars", 501, param="response_format")
-        await self._parts.grammars.check(request.grammar)
+        try:
+            await self._parts.grammars.check(request.grammar)
+        except RequestError as error:
+            raise for_tools(error) if request.grammar.kind == TOOL_CALLS else error from None
 
 
 async def _close(stream: AsyncIterator[object]) -> None:

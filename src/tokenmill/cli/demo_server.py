@@ -79,7 +79,7 @@ def ask_streaming(client: Any, name: str) -> None:
     started = time.perf_counter()
     first, tokens = 0.0, 0
     events = client.chat.completions.create(
-        model=name, messages=[STREAMED], temperature=0.8, top_p=0.8, seed=7, stream=True,
+        model=name, messages=[STREAMED], temperature=0.8, top_p=0.8, seed=7, max_tokens=512, stream=True,
         stream_options={"include_usage": True},
     )  # fmt: skip
     for event in events:

@@ -50,7 +50,7 @@ _SERVE = Group(
         "api_server": Verb("serve_api_server", "an OpenAI-compatible HTTP server"),
         "api_client": Verb("serve_api_client", "chat in the terminal with a running server"),
         "gradio": Verb("", "a web page to chat with", later="chat in the terminal: tokenmill serve api_client URL"),
-        "proxy": Verb("", "one address before many servers", later="give clients the servers' own addresses"),
+        "proxy": Verb("serve_proxy", "one address before many servers"),
     },
 )
 _LITE = Group(
@@ -68,6 +68,7 @@ _CHECK = Group(
     "look at this machine or at a model",
     {
         "env": Verb("check_env", "versions, devices and memory of this machine"),
+        "api": Verb("check_api", "whether a server keeps the APIs' promises"),
         "parity": Verb("check_parity", "compare a model with transformers, layer by layer"),
     },
 )
@@ -83,6 +84,7 @@ _EVAL = Group(
     "quality of a model",
     {
         "ppl": Verb("eval_ppl", "perplexity on a text file"),
+        "compare": Verb("eval_compare", "two models on one text: KL, top-1 agreement, perplexities"),
         "demo": Verb("eval_demo", "the held-out sets of the built-in model"),
     },
 )

@@ -26,6 +26,19 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """A vision tower in numbers: a tile's side in pixels, the vectors it becomes, and the most tiles an image has by
+    default. `params` of tower and projector; `tile_work`: numbers alive at once while one tile is encoded.
+    """
+
+    tile_size: int
+    tile_tokens: int
+    most_tiles: int
+    params: int
+    tile_work: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Facts a runner and a memory plan need, from config.json alone.
 
@@ -51,12 +64,28 @@ class ModelSpec:
     bos_id: int | None
     logn: bool = False
     latent: bool = False
+    vision: VisionSpec | None = None
+
+
+class Vision(Protocol):
+    """A vision tower on its device, whole on every rank."""
+
+    spec: VisionSpec
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Bytes [N, size, size, 3] on the device become vectors [N, tile_tokens, D] of the language model."""
+        ...
 
 
 class Model(Protocol):
     """A model on its device, of this rank's share. All tensors packed: T tokens of all rows."""
 
     spec: ModelSpec
+    vision: Vision | None
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """The token embeddings [T, D], for those who put others in their place."""
+        ...
 
     def rope(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [T, K // 2] fp32 for each token, from its slot's rope base (0: the model's own)."""

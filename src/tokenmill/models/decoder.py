@@ -19,7 +19,7 @@ from tokenmill.kv.contract import KVPages
 from tokenmill.layers.embedding import Embedding
 from tokenmill.layers.linear import Loader
 from tokenmill.layers.rope import Rope, logn_factors
-from tokenmill.models.contract import ModelSpec
+from tokenmill.models.contract import ModelSpec, Vision
 from tokenmill.models.family import AttentionBlock, DecoderArch, Family, MlpBlock, mlp_of
 
 
@@ -39,6 +39,7 @@ class Decoder:
 
     def __init__(self, spec: ModelSpec, family: Family, arch: DecoderArch, loader: Loader):
         self.spec = spec
+        self.vision: Vision | None = None
         self.ops = loader.ops
         self.dtype = loader.dtype
         self._ropes = tuple(Rope(facts, loader.device) for facts in arch.ropes)
@@ -74,6 +75,10 @@ class Decoder:
     def logn(self, positions_T: Tensor) -> Tensor | None:
         """LogN attention's factor on q, fp32 [T]; None for a model without it."""
         return None if self._logn_tokens is None else logn_factors(positions_T, self._logn_tokens)
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """The token embeddings [T, D]."""
+        return self.embedding(ids_T)
 
     @torch.inference_mode()
     def forward(

@@ -19,9 +19,11 @@ from tokenmill.config import ModelConfig
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.decoder import Decoder
 from tokenmill.models.solo import Solo
-from tokenmill.models.twin import load_twin
+from tokenmill.models.twin import load_twin, load_whole_twin
 
 LIMIT = 1e-4
+# Any id will do to mark where the image lies, so no tokenizer is asked.
+IMAGE_ID = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,29 @@ def check_parity(folder: str | Path, probe: Probe = Probe()) -> ParityReport:
     # Theirs second and consumed at once: both models are resident, their activations only as far as compared.
     theirs = twin_stages(load_twin(folder, probe.config), ids_T)
     ours = list(own_stages(model, ids_T, probe.chunk))
-    return ParityReport(Path(folder).name, tokens, tuple(_compare(name, x, theirs[name]) for name, x in ours))
+    stages = [_compare(name, x, theirs[name]) for name, x in ours]
+    if model.vision is not None:
+        stages += image_stages(model, load_whole_twin(folder, IMAGE_ID, probe.config), ids_T)
+    return ParityReport(Path(folder).name, tokens, tuple(stages))
+
+
+@torch.inference_mode()
+def image_stages(model: Decoder, twin: Any, ids_T: Tensor) -> Iterator[StageParity]:
+    """Two random tiles: what the tower makes of them, and the logits of a prompt around them."""
+    assert model.vision is not None
+    size = model.vision.spec.tile_size
+    draw = torch.Generator().manual_seed(1)
+    tiles = torch.randint(0, 256, (2, size, size, 3), generator=draw, dtype=torch.uint8)
+    features_TD = model.vision(tiles).flatten(0, 1)
+    yield _compare("image features", features_TD, twin.features(tiles))
+    room = torch.full((len(features_TD),), IMAGE_ID)
+    text_T = torch.where(ids_T == IMAGE_ID, IMAGE_ID + 1, ids_T)
+    ids_T = torch.cat([text_T[:8], room, text_T[8:]])
+    embeds_TD = model.embed(ids_T).clone()
+    embeds_TD[8 : 8 + len(room)] = features_TD
+    solo = Solo(model, len(ids_T))
+    hidden_TD = model.forward(ids_T, solo.rows(len(ids_T)), solo.caches, embeds_TD)
+    yield _compare("logits with an image", model.logits(hidden_TD), twin.logits(ids_T, tiles))
 
 
 @torch.inference_mode()

@@ -15,8 +15,9 @@ from tokenmill.config import ModelConfig
 from tokenmill.errors import ConfigError, FormatError
 from tokenmill.layers.mla import MlaArch
 from tokenmill.layers.rope import RopeFacts
-from tokenmill.models.contract import AttentionGroup, ModelSpec
+from tokenmill.models.contract import AttentionGroup, ModelSpec, VisionSpec
 from tokenmill.models.family import DecoderArch, Family, mlp_of
+from tokenmill.models.multimodal import Multimodal
 from tokenmill.models.reading import architecture, dtype_name, text_config, token_ids
 
 PACKAGE = "tokenmill.models"
@@ -27,6 +28,24 @@ def families() -> dict[str, Family]:
     """Every family there is, by name. A module of this room that holds a FAMILY is one."""
     found = (getattr(find.load(PACKAGE, name), "FAMILY", None) for name in find.names(PACKAGE))
     return {family.name: family for family in found if family is not None}
+
+
+@cache
+def multimodals() -> dict[str, Multimodal]:
+    """Every family with a vision tower, by name. A module of this room that holds a MULTIMODAL is one."""
+    found = (getattr(find.load(PACKAGE, name), "MULTIMODAL", None) for name in find.names(PACKAGE))
+    return {joined.name: joined for joined in found if joined is not None}
+
+
+def family_names() -> list[str]:
+    """What `make-tiny` takes."""
+    return sorted({**families(), **multimodals()})
+
+
+def find_multimodal(config: dict[str, Any]) -> Multimodal | None:
+    """The record of a whole config.json; None where there is no vision tower."""
+    wanted = architecture(config)
+    return next((joined for joined in multimodals().values() if wanted in joined.architectures), None)
 
 
 def find_family(config: dict[str, Any]) -> Family:
@@ -47,9 +66,18 @@ def find_family(config: dict[str, Any]) -> Family:
 
 def read_config(model: str | Path | dict[str, Any], config: ModelConfig = ModelConfig()) -> dict[str, Any]:
     """A folder's config.json (or the dict itself) with the user's overrides in it, nested text config taken out."""
-    raw = model if isinstance(model, dict) else _read_json(Path(model) / "config.json")
-    merged = _merge(raw, config.hf_overrides)
+    merged = read_whole(model, config)
+    joined = find_multimodal(merged)
+    if joined is not None:
+        inner = joined.language(merged)
+        return _merge(inner, _inherited({**merged, "text_config": inner}))
     return _merge(text_config(merged), {} if merged is text_config(merged) else _inherited(merged))
+
+
+def read_whole(model: str | Path | dict[str, Any], config: ModelConfig = ModelConfig()) -> dict[str, Any]:
+    """All of config.json, with the user's overrides in it."""
+    raw = model if isinstance(model, dict) else _read_json(Path(model) / "config.json")
+    return _merge(raw, config.hf_overrides)
 
 
 def read_arch(model: str | Path | dict[str, Any], config: ModelConfig = ModelConfig()) -> tuple[Family, DecoderArch]:
@@ -68,6 +96,7 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
     raw = read_config(model, config)
     family, arch = read_arch(model, config)
     a = arch.attention
+    vision = _vision(read_whole(model, config))
     return ModelSpec(
         family=family.name,
         vocab_size=arch.vocab_size,
@@ -84,12 +113,21 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
         ),
         rope=arch.rope.base_rule(),
         linear_params=_linear_params(family, arch),
-        other_params=_other_params(family, arch),
+        other_params=_other_params(family, arch) + (vision.params if vision else 0),
         eos_ids=_eos_ids(raw, model),
         bos_id=next(iter(token_ids(raw.get("bos_token_id"))), None),
         logn=arch.logn_tokens is not None,
         latent=isinstance(a, MlaArch),
+        vision=vision,
     )
+
+
+def _vision(config: dict[str, Any]) -> VisionSpec | None:
+    joined = find_multimodal(config)
+    try:
+        return None if joined is None else joined.vision(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.json: the vision tower cannot be read: {error!r}") from error
 
 
 def layer_linears(family: Family, arch: DecoderArch, index: int) -> dict[str, tuple[int, int]]:

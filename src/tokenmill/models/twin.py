@@ -17,8 +17,9 @@ from torch import Tensor
 from tokenmill.config import ModelConfig
 from tokenmill.errors import ConfigError, FormatError
 from tokenmill.models.family import DecoderArch, Family
-from tokenmill.models.spec import layer_linears, layer_plain, read_arch, read_config
+from tokenmill.models.spec import find_multimodal, layer_linears, layer_plain, read_arch, read_config, read_whole
 from tokenmill.weights.contract import Source
+from tokenmill.weights.prefix import PrefixSource
 from tokenmill.weights.source import open_source
 
 # Rotations that transformers' Llama does not compute.
@@ -27,6 +28,12 @@ UNKNOWN_ROPES = ("qwen", "none")
 
 def load_twin(folder: str | Path, config: ModelConfig = ModelConfig()) -> Any:
     """transformers' model with this folder's weights, ready to run. Raises ConfigError where there is none."""
+    raw, tensors = language_twin(folder, config)
+    return build_twin(raw, tensors)
+
+
+def language_twin(folder: str | Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and tensors of the causal model that transformers has for a folder, or for its language part."""
     family, arch = read_arch(folder, config)
     if arch.rope.kind in UNKNOWN_ROPES or arch.logn_tokens is not None:
         raise ConfigError(
@@ -34,10 +41,22 @@ def load_twin(folder: str | Path, config: ModelConfig = ModelConfig()) -> Any:
             f"{' and LogN attention' if arch.logn_tokens is not None else ''}: nothing to compare with"
         )
     raw = read_config(folder, config)
-    tensors = plain_tensors(family, arch, open_source(folder))
+    joined, source = find_multimodal(read_whole(folder, config)), open_source(folder)
+    tensors = plain_tensors(family, arch, PrefixSource(source, joined.prefix) if joined else source)
     if family.twin is not None:
         tensors, raw = family.twin.tensors(tensors, raw), family.twin.config(raw)
-    return build_twin(raw, tensors)
+    return raw, tensors
+
+
+def load_whole_twin(folder: str | Path, context_id: int, config: ModelConfig = ModelConfig()) -> Any:
+    """transformers' model of a folder with a vision tower, tower and all; None for one that takes text only."""
+    raw = read_whole(folder, config)
+    joined = find_multimodal(raw)
+    if joined is None:
+        return None
+    inner, tensors = language_twin(folder, config)
+    source, shapes = open_source(folder), joined.tensors(raw, inner["hidden_size"])
+    return joined.twin(raw, (inner, tensors), {name: source.tensor(name).float() for name in shapes}, context_id)
 
 
 def build_twin(raw: dict[str, Any], tensors: dict[str, Tensor]) -> Any:

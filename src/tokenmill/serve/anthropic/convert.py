@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from tokenmill.errors import RequestError
-from tokenmill.serve.anthropic.schema import Block, CountRequest, InputMessage, MessagesRequest
+from tokenmill.serve.anthropic.schema import Block, CountRequest, InputMessage, MessagesRequest, Tool
 from tokenmill.serve.http.errors import from_validation
 from tokenmill.serve.openai.schema import ChatRequest
 
@@ -31,8 +31,9 @@ def chat_request(body: CountRequest) -> ChatRequest:
     fields: dict[str, Any] = {
         "model": body.model,
         "messages": [*_system(body), *(plain for message in body.messages for plain in _plain(message))],
-        "tools": [_tool(tool.name, tool.description, tool.input_schema) for tool in body.tools or ()] or None,
+        "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": _tool_choice(body) if body.tools else None,
+        "parallel_tool_calls": not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
     }
     if body.thinking is not None and body.thinking.type != "adaptive":
         fields["enable_thinking"] = body.thinking.type == "enabled"
@@ -51,8 +52,9 @@ def _generation(body: MessagesRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tool(name: str, description: str | None, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "description": description or "", "parameters": schema}}
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+    return {"type": "function", "function": function | ({"strict": True} if tool.strict else {})}
 
 
 def _tool_choice(body: CountRequest) -> Any:

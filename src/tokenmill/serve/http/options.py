@@ -49,7 +49,9 @@ class ServerOptions:
     `max_concurrent_requests` requests run at once and later ones wait; None leaves that to the engine. `max_queue` is
     how many may wait before 429. Both count choices: a request with n=4 takes four places. `tls` is (key, certificate).
     `admin_socket` is a path for the routes that steer the server; `admin_routes` names those of them that the public
-    port has too, which needs keys.
+    port has too, which needs keys. A server whose engine is dead for `dead_engine_s`, or does not answer for
+    `silent_engine_s`, ends with an error, so that whatever keeps it running starts it anew.
+    `proxy_url` is the proxy (serve/proxy) that is told of this server.
     """
 
     host: str = "0.0.0.0"
@@ -62,8 +64,11 @@ class ServerOptions:
     max_n: int = 16
     drain_timeout_s: float = 60.0
     request_timeout_s: float | None = None
+    dead_engine_s: float = 5.0
+    silent_engine_s: float = 30.0
     admin_socket: str | None = None
     admin_routes: frozenset[str] = frozenset()
+    proxy_url: str | None = None
     docs: bool = True
     metrics: bool = True
     log_level: str = "info"

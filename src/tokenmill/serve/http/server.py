@@ -1,8 +1,9 @@
 """The blocking entry: bind, answer health at once, load the model, serve, drain, end.
 
 `run_server(factory, options)` returns once the server has ended by itself or by a signal, and raises what the factory
-raised where the model could not be loaded. First SIGTERM or SIGINT: no new work, running answers finish within
-`drain_timeout_s`, whatever then remains is aborted. A second signal ends within two seconds.
+raised where the model could not be loaded, or EngineDeadError where the engine is gone. First SIGTERM or SIGINT: no
+new work, running answers finish within `drain_timeout_s`, whatever then remains is aborted. A second signal ends within
+two seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from tokenmill.serve.http.app import build_app
 from tokenmill.serve.http.banner import banner
 from tokenmill.serve.http.options import ServerOptions, check
 from tokenmill.serve.http.protocol import protocol_class
+from tokenmill.serve.http.register import stay_registered
 from tokenmill.serve.http.service import Phase, Service
+from tokenmill.serve.http.watch import until_lost
 
 Factory = Callable[[], Awaitable[TextEngine]]
 # After the drain: how long answers that were aborted may take to say so, and the engine to close.
@@ -63,6 +66,7 @@ class HttpServer(uvicorn.Server):
         self._socket = bind(options)
         self._admin = admin_of(self.service, options)
         self._loading: asyncio.Task[None] | None = None
+        self._registered: asyncio.Task[None] | None = None
         self._drain_until_s: float | None = None
         self._aborted = False
         super().__init__(_uvicorn_config(self.service))
@@ -91,6 +95,9 @@ class HttpServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._registered is not None:
+            self._registered.cancel()
+            await asyncio.gather(self._registered, return_exceptions=True)
         await super().shutdown(sockets)
         if self._admin is not None:
             await self._admin.close()
@@ -139,7 +146,13 @@ class HttpServer(uvicorn.Server):
             self.should_exit = True
             return
         self._log("Serving %s", engine.name)
+        if self.options.proxy_url is not None:
+            self._registered = asyncio.create_task(stay_registered(self.options, self.port, engine.name))
         self.ready.set()
+        lost = await until_lost(self.service)
+        get_logger().error("%s", lost)
+        self.failure = lost
+        self.should_exit = True
 
     def _drain(self) -> None:
         assert self._drain_until_s is not None

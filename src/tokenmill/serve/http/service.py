@@ -33,6 +33,12 @@ class Phase(StrEnum):
     DRAINING = "draining"
 
 
+class Pulse(StrEnum):
+    GOOD = "good"
+    SILENT = "silent"
+    DEAD = "dead"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One HTTP request as the engine will see it: its choices, in order. `session` is a client's own id, or None."""
@@ -104,14 +110,24 @@ class Service:
         """(takes work, status word, one line). Answers within a second whatever the engine does."""
         if (refusal := self.refusal()) is not None:
             return False, self.phase.value, str(refusal)
+        match await self.pulse():
+            case Pulse.GOOD:
+                return True, "healthy", "ready"
+            case Pulse.SILENT:
+                return False, "unhealthy", "the engine does not answer"
+            case _:
+                return False, "unhealthy", "the engine is not running"
+
+    async def pulse(self) -> Pulse:
+        """Whether the engine lives; known within a second."""
         try:
             async with asyncio.timeout(0.8):
                 stats = await self.engine.stats()
-        except (EngineDeadError, TimeoutError):
-            return False, "unhealthy", "the engine does not answer"
-        if not stats.alive:
-            return False, "unhealthy", "the engine is not running"
-        return True, "healthy", "ready"
+        except TimeoutError:
+            return Pulse.SILENT
+        except EngineDeadError:
+            return Pulse.DEAD
+        return Pulse.GOOD if stats.alive else Pulse.DEAD
 
     def abort_all(self) -> None:
         """Ends every request in the engine; their answers end with the reason `abort`."""

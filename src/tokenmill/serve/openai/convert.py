@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from tokenmill.api.contract import SamplingDefaults, TextEngine, TextLimits
 from tokenmill.errors import RequestError
 from tokenmill.serve.http.options import ServerOptions
 from tokenmill.serve.http.service import Job
 from tokenmill.serve.openai.formats import grammar_of
+from tokenmill.serve.openai.refuse import refuse as _refuse
 from tokenmill.serve.openai.schema import ChatMessage, ChatRequest, CompletionRequest, Generation
+from tokenmill.serve.openai.tools import tools_wish
 from tokenmill.types import Message, Sampling, TextRequest
 
-MAX_TOOL_BYTES = 64 * 1024
-MAX_TOOL_DEPTH = 32
 TEMPLATE_OPTIONS = frozenset({"enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "date_string"})
 
 
@@ -30,13 +28,16 @@ def chat_job(body: ChatRequest, engine: TextEngine, options: ServerOptions, time
     if body.top_logprobs and not body.logprobs:
         raise _refuse("top_logprobs needs logprobs: true", "top_logprobs")
     prompt, chat = _chat_prompt(body)
+    wish = tools_wish(body)
     request = replace(
         _request("chatcmpl", body, engine, timeout_s),
         prompt=prompt,
         chat=chat,
         logprobs=bool(body.logprobs),
         top_logprobs=body.top_logprobs or 0,
-        tools=_tools(body),
+        tools=wish.tools,
+        tool_choice=wish.choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         template_options=_template_options(body),
     )
     return _job(body, [request], least_tokens=1)
@@ -210,43 +211,6 @@ def _text(message: ChatMessage) -> str | None:
     return "\n".join(part.text or "" for part in content)
 
 
-def _tools(body: ChatRequest) -> tuple[Message, ...]:
-    choice = body.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise RequestError(
-            "tool_choice other than auto and none is not supported yet; use auto", 501, param="tool_choice"
-        )
-    if not body.tools or choice == "none":
-        return ()
-    for tool in body.tools:
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict) or not _is_name(function.get("name")):
-            raise _refuse("a tool is {type: function, function: {name, description, parameters}}", "tools")
-        _check_schema(function.get("parameters"))
-    return tuple(body.tools)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 256
-
-
-def _check_schema(schema: Any) -> None:
-    if schema is None:
-        return
-    if not isinstance(schema, dict):
-        raise _refuse("a function's parameters are a JSON schema object", "tools")
-    if len(msgspec.json.encode(schema)) > MAX_TOOL_BYTES:
-        raise _refuse(f"a tool's schema is larger than {MAX_TOOL_BYTES // 1024} KiB", "tools")
-    if _depth(schema) > MAX_TOOL_DEPTH:
-        raise _refuse(f"a tool's schema is nested deeper than {MAX_TOOL_DEPTH} levels", "tools")
-
-
-def _depth(value: Any) -> int:
-    """Nesting of a JSON value; the body reader has bounded it, so recursion is safe."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max((_depth(child) for child in children if isinstance(child, dict | list)), default=0)
-
-
 def _template_options(body: ChatRequest) -> dict[str, Any]:
     options = dict(body.chat_template_kwargs or {})
     for name, value in options.items():
@@ -261,7 +225,3 @@ def _template_options(body: ChatRequest) -> dict[str, Any]:
     if body.reasoning_effort is not None:
         options.setdefault("reasoning_effort", body.reasoning_effort)
     return options
-
-
-def _refuse(message: str, param: str) -> RequestError:
-    return RequestError(message, 400, param=param, code="invalid_value")

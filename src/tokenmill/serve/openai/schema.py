@@ -69,6 +69,7 @@ class Generation(Model):
     cache_salt: Name | None = None
     chat_template: str | None = None
     response_format: dict[str, Any] | None = None
+    return_token_ids: bool | None = None
 
 
 def _shape(value: Any) -> str:
