@@ -10,6 +10,7 @@ that their `FAMILY.twin` names. Rows:
 - template: the folder's own Jinja text on 20 conversations, against transformers' `apply_chat_template`.
 - awq, gptq, fp8: the same comparison for a folder whose linears are stored so, against the numbers they stand for.
 - int8, int4: the mean KL divergence, in nats a token, that the quantized cache costs these random weights.
+Reward models have a score in place of logits, and no text.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tokenmill.models.parity import LIMIT, Probe, check_parity
 from tokenmill.models.solo import Solo
 from tokenmill.models.spec import families, layer_linears, read_arch, read_config
 from tokenmill.models.tiny import make_tiny
-from tokenmill.models.twin import build_twin, plain_tensors
+from tokenmill.models.twin import build_score_twin, build_twin, plain_tensors
 from tokenmill.quant.grid import make_grid
 from tokenmill.quant.methods.fp8 import by_tensor
 from tokenmill.quant.recipe import Recipe
@@ -81,6 +82,7 @@ The template is the tiny folder's own (ChatML); builtin templates are compared w
 
 - Greedy answers lie within the trained length: beyond it a request keeps the rotation that its prompt's length gives,
   while transformers' dynamic rotations change as the text grows. Logits are compared beyond it, too.
+- Reward models: the last token's score in place of logits, and for KV its difference.
 - `qwen` is compared within its trained length here; NTK and LogN beyond it by the published formulas, in
   `tests/cpu/test_families.py`. So is the 13B Baichuan's ALiBi.
 - `deepseek_v2`, `deepseek_v3` keep one latent a token in the cache; it is not quantized.
@@ -110,7 +112,7 @@ def row(family: Family) -> str:
         twin = reference(folder)
         cells = [f"`{family.name}`", ", ".join(family.architectures), twin_name(family, twin), logits(folder, twin)]
         answering = make_tiny(family.name, Path(place) / "answering", overrides=ANSWERED.get(family.name))
-        cells += [yes(greedy(answering, reference(answering))), yes(template(folder))]
+        cells += ["no text" if family.score else yes(greedy(answering, reference(answering))), yes(template(folder))]
         cells += [quantized(family, scheme, Path(place) / name) for name, scheme in FORMATS.items()]
         cells += [kv_cost(folder, kind) for kind in ("int8", "int4")]
     return "| " + " | ".join(cells) + " |"
@@ -126,11 +128,11 @@ def reference(folder: Path) -> Any:
     raw, tensors = read_config(folder), plain_tensors(family, arch, open_source(folder))
     if family.twin is not None:
         tensors, raw = family.twin.tensors(tensors, raw), family.twin.config(raw)
-    return build_twin(raw, tensors)
+    return build_twin(raw, tensors) if family.score is None else build_score_twin(raw, tensors, family.score)
 
 
 def twin_name(family: Family, twin: Any) -> str:
-    name = type(twin).__name__
+    name = f"{type(twin.model).__name__} and torch's linears" if family.score else type(twin).__name__
     return name if family.twin is None else f"{name}, tensors regrouped"
 
 
@@ -144,7 +146,9 @@ def logits(folder: Path, twin: Any) -> str:
 
 
 def ours(folder: Path, ids_T: Tensor, chunk: int, kv: str = "auto") -> Tensor:
-    return Solo(build_model(folder), len(ids_T), kv).logits(ids_T, chunk)
+    """Logits, or the last token's score."""
+    solo = Solo(build_model(folder), len(ids_T), kv)
+    return solo.model.pool(solo.hidden(ids_T, chunk)[-1:]) if solo.model.score else solo.logits(ids_T, chunk)
 
 
 def random_ids(count: int) -> Tensor:
@@ -227,7 +231,10 @@ def kv_cost(folder: Path, kind: str) -> str:
     ids_T = random_ids(TOKENS)
     if build_model(folder).spec.latent:
         return "latent"
-    plain, held = (ours(folder, ids_T, TOKENS, kv).log_softmax(-1) for kv in ("auto", kind))
+    plain, held = (ours(folder, ids_T, TOKENS, kv) for kv in ("auto", kind))
+    if plain.numel() == 1:
+        return f"score {float((plain - held).abs()):.1e}"
+    plain, held = plain.log_softmax(-1), held.log_softmax(-1)
     return f"{float((plain.exp() * (plain - held)).sum(-1).mean()):.1e}"
 
 

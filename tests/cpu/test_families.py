@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokenmill.api.scoring import reward
 from tokenmill.config import EngineConfig, ModelConfig, SchedulerConfig
 from tokenmill.engine.client import start_engine
-from tokenmill.errors import ConfigError
+from tokenmill.errors import ConfigError, RequestError
 from tokenmill.kv.layout import kind_of
 from tokenmill.layers.attention import alibi_slopes
 from tokenmill.models.build import ModelBuild, build_model
@@ -20,7 +21,7 @@ from tokenmill.models.spec import families, find_family, read_arch, read_config,
 from tokenmill.models.tiny import make_tiny
 from tokenmill.models.twin import build_twin, load_twin, plain_tensors
 from tokenmill.quant.block import block_facts
-from tokenmill.types import Request, Sampling, Stop
+from tokenmill.types import Request, Sampling, Stop, Want
 from tokenmill.weights.source import open_source
 
 # Long enough to pass every tiny config's window, trained length and rope threshold of 64.
@@ -59,7 +60,8 @@ def test_every_published_architecture_finds_its_family() -> None:
         "Qwen2MoeForCausalLM": "qwen2_moe", "Qwen3MoeForCausalLM": "qwen3_moe",
         "DeepseekV2ForCausalLM": "deepseek_v2", "DeepseekV3ForCausalLM": "deepseek_v3",
         "GemmaForCausalLM": "gemma", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3",
-        "GptOssForCausalLM": "gpt_oss",
+        "GptOssForCausalLM": "gpt_oss", "InternLM2ForRewardModel": "internlm2_reward",
+        "Qwen2ForRewardModel": "qwen2_reward",
     }  # fmt: skip
     assert {name: find_family({"architectures": [name]}).name for name in wanted} == wanted
 
@@ -126,6 +128,27 @@ def test_baichuan_13b_has_alibi_and_no_rotation(tmp_path: Path) -> None:
     theirs = twin(ids_T[None], attention_mask=bias[None]).logits[0]
     for chunk in (TOKENS, 7):
         assert (our_logits(folder, ids_T, chunk) - theirs).abs().max() < LIMIT * 5
+
+
+@pytest.mark.parametrize("family", ["internlm2_reward", "qwen2_reward"])
+async def test_a_reward_model_scores_through_the_engine_and_writes_nothing(family: str, tmp_path: Path) -> None:
+    folder = make_tiny(family, tmp_path / family)
+    config = EngineConfig(
+        model=ModelConfig(path=str(folder), dtype="float32"), scheduler=SchedulerConfig(max_rows=4, max_step_tokens=16)
+    )
+    engine = await start_engine("tokenmill.runner.runner:make_runner", config, own_process=False)
+    try:
+        prompts = [tuple(random_ids(n).tolist()) for n in (20, 41, 1)]
+        scores = [await reward(engine, ids) for ids in prompts]
+        with pytest.raises(RequestError, match="it scores a prompt"):
+            await engine.score(Request("text", prompts[0], Sampling(temperature=0.0), Stop(max_new_tokens=1)))
+        with pytest.raises(RequestError, match="it scores a prompt"):
+            await engine.score(Request("logits", prompts[0], Sampling(), Stop(max_new_tokens=0), want=Want.LOGITS))
+    finally:
+        await engine.close()
+    twin = load_twin(folder)
+    for ids, score in zip(prompts, scores, strict=True):
+        assert score == pytest.approx(float(twin(torch.tensor([ids])).logits.detach()), abs=1e-3)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])

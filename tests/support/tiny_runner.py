@@ -51,6 +51,9 @@ class TinyModel:
             linear_params=0, other_params=0, eos_ids=(), bos_id=None,
         )
 
+    def pool(self, hidden_RD: Tensor) -> Tensor:
+        return hidden_RD.float()
+
     def rope(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """A rotation-free position code: sin and cos that forward adds to the embedding, shifted by the slot's base."""
         places = torch.arange(1, WIDTH // 2 + 1, device=positions_T.device)

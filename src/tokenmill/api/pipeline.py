@@ -31,7 +31,7 @@ from tokenmill.api.contract import TextEngine
 from tokenmill.api.loop import LoopThread, before_exit
 from tokenmill.api.prompts import Prompt, per_prompt, sort_prompts
 from tokenmill.api.response import Response, Session, response_of
-from tokenmill.api.scoring import cross_entropy
+from tokenmill.api.scoring import cross_entropy, reward
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.types import TextRequest
 
@@ -171,7 +171,18 @@ class Pipeline:
         return self._loop.call(work())
 
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
-        raise ConfigError(f"{self._engine.name} is no reward model")
+        """A reward model's score of each sequence. Raises ConfigError where the model is none."""
+        items = sort_prompts(input_ids).items
+        if not all(isinstance(item, tuple) and item and isinstance(item[0], int) for item in items):
+            raise ConfigError("get_reward_score takes token ids: a list of them, or a list of such lists")
+
+        async def work() -> list[float | None]:
+            return list(await asyncio.gather(*(reward(self._engine.engine, i) for i in items)))  # type: ignore[arg-type]
+
+        scores = [score for score in self._loop.call(work()) if score is not None]
+        if len(scores) < len(items):
+            raise ConfigError(f"{self._engine.name} is no reward model")
+        return scores
 
     # ---- the end
 

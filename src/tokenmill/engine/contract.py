@@ -85,7 +85,8 @@ class Capacity:
     """What the runner offers. `max_rows` is also the number of slots; `max_step_tokens` the most tokens in one plan.
 
     `max_drafts` is how many tokens beside the first a FROM_DEVICE row may bring. `salt` names everything but the tokens
-    that decides a block's content (KV kind, weights version) and goes into every block key.
+    that decides a block's content (KV kind, weights version) and goes into every block key. `generates`: False where a
+    model has no logits, only a score of a prompt.
     """
 
     groups: tuple[KVGroup, ...]
@@ -98,6 +99,7 @@ class Capacity:
     cost: StepCost = StepCost()
     rope: RopeBase | None = None
     salt: str = ""
+    generates: bool = True
 
 
 # ---------------------------------------------------------------- the plan
