@@ -58,7 +58,8 @@ def compile_for_hopper(kernel, types: dict, constants: dict) -> bytes:
 def types(dtype: str, weight: str = "*i16", cache: tuple[str, str] = ("*u8", "*fp16")) -> dict[str, str]:
     """Argument types by name: alike in all kernels."""
     model = dict.fromkeys(("x", "norm", "residual", "out", "q", "q_norm", "k_norm", "qkv", "zeros"), f"*{dtype}")
-    fp32 = dict.fromkeys(("sums", "scratch", "bias", "squares", "cos", "sin", "logn", "marks", "slopes", "sinks"), "*fp32")
+    singles = ("sums", "scratch", "bias", "squares", "cos", "sin", "logn", "marks", "slopes", "sinks")
+    fp32 = dict.fromkeys(singles, "*fp32")
     ints = dict.fromkeys(("counters", "tables", "rows", "positions", "starts"), "*i32")
     planes = {"k": cache[0], "v": cache[0], "k_params": cache[1], "v_params": cache[1]}
     pointers = {**model, **fp32, **ints, **planes, "w": weight, "scales": "*fp16", "writes": "*i64"}

@@ -41,7 +41,8 @@ def layer(ops: Ops, name: str, norms: bool, bias: bool) -> tuple[AttentionParts,
     each = head_norm if norms else None
     channels = (HEADS.num_heads + 2 * HEADS.num_kv_heads) * HEADS.head_dim
     facts = AttentionFacts(HEADS.head_dim**-0.5)
-    attention = AttentionParts(norm, made(channels, D), made(D, HEADS.num_heads * HEADS.head_dim), HEADS, facts, reduce, 0, each, each, norms)
+    out = made(D, HEADS.num_heads * HEADS.head_dim)
+    attention = AttentionParts(norm, made(channels, D), out, HEADS, facts, reduce, 0, each, each, norms)
     return attention, MlpParts(norm, made(2 * F, D), made(D, F), reduce)
 
 
@@ -54,7 +55,8 @@ def run(backends: tuple[str, ...], name: str, kv: str, norms: bool) -> list[Tens
     rows.cos_TK, rows.sin_TK, rows.logn_T = angle_TK.cos(), angle_TK.sin(), 1 + draw(T, seed=2).abs()
     rows.writes_T = (torch.tensor([3, 0, 17, -1, 30]),)
     pages: KVPages = load_kind(kv).alloc(2, SHAPE, torch.float32, CPU)
-    stream = ops.attn_out(Stream(draw(T, D, seed=3)), draw(T, HEADS.num_heads * HEADS.head_dim, seed=4), attention, mlp.norm)
+    y_TM = draw(T, HEADS.num_heads * HEADS.head_dim, seed=4)
+    stream = ops.attn_out(Stream(draw(T, D, seed=3)), y_TM, attention, mlp.norm)
     stream = ops.mlp_out(stream, ops.mlp_in(stream, mlp), mlp, attention.norm)
     q_THK = ops.attn_in(stream, attention, rows, pages)
     kept = pages.kind.gather(pages, torch.tensor([[3, 0, 17, 30]]))

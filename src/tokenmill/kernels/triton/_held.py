@@ -7,6 +7,7 @@ Dense. Weights are 2-dimensional here: experts are another op's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,8 +72,10 @@ def hold(weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Held | str:
     """The weight in kernel order, or why not."""
     if weight_axes(weight) != 2:
         return "weights with an expert axis"
-    makers = {Dense: _dense, IntGroup: _int_group, Int8Channel: _channel, Fp8Tensor: _channel, Fp8Channel: _channel,
-              Fp8Block: _fp8_block}
+    makers: dict[type, Callable[..., Held | str]] = {
+        Dense: _dense, IntGroup: _int_group, Int8Channel: _channel, Fp8Tensor: _channel, Fp8Channel: _channel,
+        Fp8Block: _fp8_block,
+    }  # fmt: skip
     maker = makers.get(type(weight))
     held = f"{type(weight).__name__} weights" if maker is None else maker(weight, dtype)
     if isinstance(held, Held) and bias is not None:

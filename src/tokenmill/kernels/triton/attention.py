@@ -249,7 +249,9 @@ def counters(device: torch.device, size: int) -> Tensor:
 class _Call:
     """One call's arguments, for up to two kernels."""
 
-    def __init__(self, q_THK: Tensor, out_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts):
+    def __init__(
+        self, q_THK: Tensor, out_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts
+    ):
         self.q, self.out, self.pages, self.rows, self.facts = q_THK, out_THK, pages, rows, facts
         self.table_RB = rows.tables[group].contiguous()
 
@@ -295,8 +297,9 @@ class _Call:
 
 def chunk_tokens(group: int, max_row_tokens: int) -> int:
     """Tokens of a chunk's tile: a power of two, no more than the longest chunk has."""
-    most = max(1, MOST_QUERIES // triton.next_power_of_2(group))
-    return min(most, triton.next_power_of_2(max_row_tokens))
+    most: int = max(1, MOST_QUERIES // triton.next_power_of_2(group))
+    longest: int = triton.next_power_of_2(max_row_tokens)
+    return min(most, longest)
 
 
 def num_splits(programs: int, max_context: int) -> int:

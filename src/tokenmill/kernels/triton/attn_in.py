@@ -53,10 +53,11 @@ def _finish_head(first_HT, second_HT, head, token_T, h, T, cos_ptr, sin_ptr, log
     inside_T = token_T < T
     inside_HT = (h < HALF)[:, None] & inside_T[None, :]
     if head < H + G:
-        if Q_NORM:
+        # Two ifs: the outer one is settled when the kernel is compiled.
+        if Q_NORM:  # noqa: SIM102
             if head < H:
                 first_HT, second_HT = _norm_head(first_HT, second_HT, q_norm_ptr, q_eps, h, HALF, dtype)
-        if K_NORM:
+        if K_NORM:  # noqa: SIM102
             if head >= H:
                 first_HT, second_HT = _norm_head(first_HT, second_HT, k_norm_ptr, k_eps, h, HALF, dtype)
         angle_HT = token_T[None, :] * HALF + h[:, None]
