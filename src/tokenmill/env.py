@@ -57,6 +57,11 @@ def kernels() -> tuple[str, ...] | None:
     return tuple(name.strip() for name in value.split(",") if name.strip() not in ("", "reference"))
 
 
+def early_launch() -> bool:
+    """Start GPU kernels before their predecessor ends (programmatic dependent launch)."""
+    return _flag("TOKENMILL_EARLY_LAUNCH")
+
+
 def cuda_home() -> str | None:
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or None
 

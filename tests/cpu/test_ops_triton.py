@@ -73,7 +73,7 @@ def types(dtype: str, weight: str = "*i16", cache: tuple[str, str] = ("*u8", "*f
 def product_constants(kind: int, dtype: str, block_n: int) -> dict[str, object]:
     return {
         "KIND": kind, "SIGN": 1, "ZEROS": kind == 2, "GROUP": 128, "BIAS": HALF_TYPES[dtype], "NORM": True, "PARTS": 64,
-        "BLOCK_P": 64, "EVEN": True, "FOLD": False, "ASM": True, "SPLITS": 4, "BLOCK_N": block_n, "BLOCK_T": 8,
+        "BLOCK_P": 64, "EVEN": True, "FOLD": False, "ASM": True, "EARLY": 8, "SPLITS": 4, "BLOCK_N": block_n, "BLOCK_T": 8,
         "BLOCK_K": 128, "HAS_BIAS": True,
     }  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_attention_and_its_start_compile_for_hopper_without_a_gpu(cache):
     assert compile_for_hopper(attn_in._finish, given, {**heads, "BLOCK_H": 64, "BLOCK_T": 16})
     sizes = {"G": 8, "GROUP": 4, "K": 128, "S": 64, "KIND": cache, "ROTATE": cache == 2, "MIXED": True, "STEPS": 8}
     sizes |= dict.fromkeys(("WINDOW", "SOFTCAP", "ALIBI", "SINKS"), cache == 0)
-    blocks = {"ASM": True, "BLOCK_G": 4, "BLOCK_H": 64, "BLOCK_L": 64}
+    blocks = {"ASM": True, "EARLY": True, "BLOCK_G": 4, "BLOCK_H": 64, "BLOCK_L": 64}
     single = {"CHUNKS": False, "SPLITS": 4, "TOKENS": 1, "BLOCK_Q": 16}
     chunk = {"CHUNKS": True, "SPLITS": 1, "TOKENS": 16, "BLOCK_Q": 64}
     assert compile_for_hopper(attention._attend, given, {**sizes, **blocks, **single})

@@ -25,7 +25,9 @@ def jobs(part: str) -> Iterator[tuple[str, Job]]:
 def _layers() -> Iterator[tuple[str, Job]]:
     for batch in (1, 16, 64, 256, 8, 32):
         for kind in ("w4", "fp16"):
-            yield f"layer {kind} B{batch}", _one(kernels.layer_timing, Step(kind, "auto", batch, 512))
+            for early in (False, True):
+                step = Step(kind, "auto", batch, 512, early=early)
+                yield f"layer {kind} B{batch} early {early}", _one(kernels.layer_timing, step)
         yield f"layer torch B{batch}", _one(kernels.layer_timing, Step("fp16", "auto", batch, 512, ()))
     for kv, batch in (("int8", 16), ("int4", 16), ("int8", 64), ("int4", 64), ("auto", 64)):
         yield f"layer w4 {kv} 8k", _one(kernels.layer_timing, Step("w4", kv, batch, 8192))

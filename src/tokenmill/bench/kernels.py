@@ -237,10 +237,15 @@ class Step:
     batch: int
     context: int
     backends: tuple[str, ...] = ("triton",)
+    early: bool = False
 
 
 def layer_timing(step: Step, ceilings: Ceilings) -> Timing:
     """Microseconds of a whole layer: LAYERS of them in a graph, each with weights of its own."""
+    from tokenmill.kernels.triton import _held
+
+    if step.backends:
+        _held.asked_early = step.early
     facts = BindFacts(HALF, step.kv)
     ops, reference = bind(DEVICE, facts, step.backends), bind(DEVICE, facts, ())
     weights = [{name: random_weight(step.kind, *shape) for name, shape in SHAPES.items()} for _ in range(LAYERS)]
@@ -255,7 +260,7 @@ def layer_timing(step: Step, ceilings: Ceilings) -> Timing:
     cache = step.batch * step.context * bytes_per_block(step.kv, HEADS.num_kv_heads, HEADS.head_dim, 1, 2)
     floor = ceilings.floor_us(sum(w.nbytes for w in weights[0].values()), flops) + ceilings.floor_us(cache, 0)
     name = f"B{step.batch} x {step.context} {'+'.join(step.backends) or 'reference'}"
-    return Timing(f"layer {step.kind} {step.kv}", name, us, floor, error)
+    return Timing(f"layer {step.kind} {step.kv}", name + " early" * step.early, us, floor, error)
 
 
 def layer_parts(ops: Ops, weights: dict[str, Weight]) -> tuple[AttentionParts, MlpParts]:

@@ -23,8 +23,9 @@ from torch import Tensor
 from tokenmill.kernels.meta import RowMeta
 from tokenmill.kernels.ops import AttentionFacts
 from tokenmill.kernels.reference.attention import attention as reference
+from tokenmill.kernels.triton._held import early
 from tokenmill.kernels.triton._kinds import CODES, ROTATED, _load_codes, _rotate_rows, planes
-from tokenmill.kernels.triton._launch import INTERPRETED
+from tokenmill.kernels.triton._launch import INTERPRETED, early_launch
 from tokenmill.kv.contract import KVPages
 
 BLOCK_L = 64
@@ -122,10 +123,13 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
             num_rows, T, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, S: tl.constexpr, KIND: tl.constexpr,
             ROTATE: tl.constexpr, CHUNKS: tl.constexpr, MIXED: tl.constexpr, STEPS: tl.constexpr,
             WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr, ASM: tl.constexpr,
-            SPLITS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_Q: tl.constexpr,
+            EARLY: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_Q: tl.constexpr,
             BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
     """CHUNKS: tiles of rows longer than one token, else single tokens (MIXED: only of rows of one)."""
     HALF: tl.constexpr = K // 2
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     tile, g, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if CHUNKS:
         row = _row_of(starts_ptr, tile, num_rows, TOKENS, STEPS)
@@ -289,7 +293,7 @@ class _Call:
             "KIND": CODES[kind], "ROTATE": kind in ROTATED, "STEPS": len(self.rows.totals_R).bit_length() + 1,
             "WINDOW": facts.window_tokens is not None, "SOFTCAP": facts.softcap is not None,
             "ALIBI": facts.alibi_slopes_H is not None, "SINKS": facts.sinks_H is not None,
-            "ASM": not INTERPRETED and self.q.dtype != torch.float32,
+            "EARLY": early() > 0, **early_launch(early()), "ASM": not INTERPRETED and self.q.dtype != torch.float32,
             "BLOCK_G": triton.next_power_of_2(H // self.pages.shape.num_heads),
             "BLOCK_H": max(16, triton.next_power_of_2(K // 2)), "BLOCK_L": BLOCK_L,
         }  # fmt: skip
