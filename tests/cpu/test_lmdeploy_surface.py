@@ -288,7 +288,7 @@ def test_load_image(tmp_path: Path) -> None:
 
     from PIL import Image
 
-    from tokenmill.api.images import IMAGE_TOKEN, load_image
+    from tokenmill.api.load_image import IMAGE_TOKEN, load_image
 
     file = tmp_path / "i.png"
     Image.new("RGBA", (3, 2), (255, 0, 0, 255)).save(file)

@@ -36,9 +36,9 @@ SURFACE: dict[str, dict[str, str]] = {
     "lmdeploy.serve.openai.api_client": {"APIClient": "client", "get_model_list": "client"},
     "lmdeploy.turbomind": {"TurbomindEngineConfig": "configs"},
     "lmdeploy.pytorch": {"PytorchEngineConfig": "configs"},
-    "lmdeploy.vl": {"load_image": "images"},
-    "lmdeploy.vl.utils": {"load_image": "images"},
-    "lmdeploy.vl.constants": {"IMAGE_TOKEN": "images"},
+    "lmdeploy.vl": {"load_image": "load_image"},
+    "lmdeploy.vl.utils": {"load_image": "load_image"},
+    "lmdeploy.vl.constants": {"IMAGE_TOKEN": "load_image"},
     "lmdeploy.utils": {"get_logger": "facade"},
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ from tokenmill.api.prompts import Prompt, per_prompt, sort_prompts
 from tokenmill.api.response import Response, Session, response_of
 from tokenmill.api.rows import NAMES as ROW_NAMES
 from tokenmill.api.rows import Rows
-from tokenmill.api.scoring import cross_entropy
+from tokenmill.api.scoring import cross_entropy, reward
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.types import TextRequest
 
@@ -183,10 +183,18 @@ class Pipeline:
         return self._loop.call(work())
 
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
-        """Scores by a reward model. Raises ConfigError: no reward architecture is served."""
-        raise ConfigError(
-            f"{self._engine.name} is no reward model (InternLM2ForRewardModel, Qwen2ForRewardModel); none is served"
-        )
+        """A reward model's score of each sequence. Raises ConfigError where the model is none."""
+        items = sort_prompts(input_ids).items
+        if not all(isinstance(item, tuple) and item and isinstance(item[0], int) for item in items):
+            raise ConfigError("get_reward_score takes token ids: a list of them, or a list of such lists")
+
+        async def work() -> list[float | None]:
+            return list(await asyncio.gather(*(reward(self._engine.engine, i) for i in items)))  # type: ignore[arg-type]
+
+        scores = [score for score in self._loop.call(work()) if score is not None]
+        if len(scores) < len(items):
+            raise ConfigError(f"{self._engine.name} is no reward model (InternLM2ForRewardModel, Qwen2ForRewardModel)")
+        return scores
 
     # ---- the end
 
