@@ -56,8 +56,9 @@ EXACT = {
     "deepseek-v3": "<｜begin▁of▁sentence｜>S<｜User｜>1<｜Assistant｜>2<｜end▁of▁sentence｜><｜User｜>3<｜Assistant｜>",
     "deepseek-coder": "S### Instruction:\n1\n### Response:\n2\n<|EOT|>\n### Instruction:\n3\n### Response:\n",
     "deepseek-vl2": "S<|User|>: 1\n\n<|Assistant|>: 2<｜end▁of▁sentence｜><|User|>: 3\n\n<|Assistant|>:",
-    "internvl-zh": "S<human>: 1 <bot>: 2</s><human>: 3 <bot>:", "phi-3": PHI, "internvl2-phi3": PHI,
-    "internvl-phi3": PHI.replace("<|end|>\n", "<|end|>"),
+    "internvl-zh": "S<human>: 1 <bot>: 2</s><human>: 3 <bot>:", "phi-3": PHI,
+    # LMDeploy writes newlines behind InternVL2-4B's turns; its authors, whom we follow, do not.
+    "internvl2-phi3": PHI.replace("<|end|>\n", "<|end|>"), "internvl-phi3": PHI.replace("<|end|>\n", "<|end|>"),
     "baichuan2": "S<reserved_106>1<reserved_107>2<reserved_106>3<reserved_107>",
     "gemma": "S<start_of_turn>user\n1<end_of_turn>\n<start_of_turn>model\n2<end_of_turn>\n<start_of_turn>user\n3"
     "<end_of_turn>\n<start_of_turn>model\n",
@@ -84,7 +85,7 @@ def test_exact_texts(name: str) -> None:
      ("solar", "### System:\n\n\n### User:\nHi\n\n### Assistant:\n", ()),
      ("internvl2-internlm2", "<|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的",
       ("<|im_start|>", "<|im_end|>")),
-     ("internvl2_5", "<|im_start|>system\n你是书生·万象，英文名是InternVL", ("<|im_end|>", "<|action_end|>")),
+     ("internvl2_5", "<|im_start|>system\n你是书生·万象，英文名是InternVL", ("<|im_end|>",)),
      ("deepseek-r1", "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜><think>\n", ("<｜end▁of▁sentence｜>",)),
      ("llama4", "<|header_start|>user<|header_end|>\n\nHi<|eot|><|header_start|>assistant<|header_end|>\n\n",
       ("<|eot|>", "<|eom|>", "<|end_of_text|>")),
