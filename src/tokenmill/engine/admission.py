@@ -60,8 +60,26 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
     if stop.max_new_tokens < 0 or stop.min_new_tokens < 0:
         raise RequestError("max_new_tokens and min_new_tokens must be at least 0", param="max_tokens")
     _check_draws(request, capacity.vocab_size)
-    if request.media and capacity.encoder_cache_bytes == 0:
+    if request.media:
+        _check_media(request, capacity)
+
+
+def _check_media(request: Request, capacity: Capacity) -> None:
+    """Images lie in the prompt one behind the other, in whole tiles, and each fits into the encoder's cache."""
+    if capacity.encoder_cache_bytes == 0:
         raise RequestError("this model takes no images: send text only", param="messages")
+    end, most = 0, capacity.image_tiles * capacity.tile_tokens
+    for image in request.media:
+        if image.num_tokens > most:
+            raise RequestError(
+                f"an image takes {image.num_tokens} tokens and the encoder's cache holds {most}: send a smaller one, "
+                "or limit its tiles with max_dynamic_patch", param="messages",
+            )  # fmt: skip
+        if not image.digest or image.num_tokens < 1 or image.num_tokens % capacity.tile_tokens or image.offset < end:
+            raise RequestError("images must lie one behind the other, in whole tiles", param="messages")
+        end = image.offset + image.num_tokens
+    if end > len(request.prompt_ids):
+        raise RequestError("an image lies outside the prompt", param="messages")
 
 
 def _check_draws(request: Request, vocab_size: int) -> None:

@@ -49,5 +49,6 @@ def build_model(folder: str | Path, build: ModelBuild = ModelBuild()) -> Decoder
         return Decoder(spec, family, arch, replace(whole, source=family.source(files)))
     language = family.source(PrefixSource(files, joined.prefix))
     model = Decoder(spec, family, arch, replace(whole, source=language))
-    model.vision = joined.build(whole, raw, arch.hidden_size)
+    if not build.config.language_only:
+        model.vision = joined.build(whole, raw, arch.hidden_size)
     return model

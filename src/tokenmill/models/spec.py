@@ -96,7 +96,7 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
     raw = read_config(model, config)
     family, arch = read_arch(model, config)
     a = arch.attention
-    vision = _vision(read_whole(model, config))
+    vision = None if config.language_only else _vision(read_whole(model, config))
     return ModelSpec(
         family=family.name,
         vocab_size=arch.vocab_size,

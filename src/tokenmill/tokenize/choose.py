@@ -18,6 +18,12 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 
 _CHAT = "tokenmill.tokenize.chat"
 _BY_MODEL_TYPE = {"internlm2": "internlm2", "internlm3": "internlm2", "internlm": "internlm", "qwen": "qwen"}
+# What `template` in an InternVL folder's config names: the words its authors' own `chat` was trained and is used with.
+# The folder's Jinja template writes others; `--chat-template hf` chooses it.
+_BY_OWN_NAME = {
+    "internlm2-chat": "internvl2-internlm2", "Hermes-2": "internvl2-internlm2", "phi3-chat": "internvl2-phi3",
+    "internvl2_5": "internvl2_5",
+}  # fmt: skip
 # Tokens that close a turn in published chat templates. Where a folder's template writes one, the model has learned to
 # end with it, whatever eos_token_id says.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<eoa>", "<|eot|>", "<|call|>")
@@ -62,6 +68,9 @@ def choose_template(
         return _jinja({"default": choice.jinja}, folder, vocabulary)
     if choice.name is not None and choice.name != "hf":
         return _named(choice.name, choice.pieces)
+    own = _BY_OWN_NAME.get(str(folder.config.get("template")))
+    if own is not None and choice.name is None:
+        return builtin(own).override(choice.pieces)
     templates = folder.chat_templates()
     if "default" in templates:
         return _jinja(templates, folder, vocabulary)
