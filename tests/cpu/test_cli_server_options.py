@@ -10,7 +10,7 @@ from tokenmill.cli import main as cli
 from tokenmill.cli.main import TABLE, Group, Verb
 from tokenmill.cli.serve_api_server import options_of
 from tokenmill.errors import ConfigError, FormatError
-from tokenmill.serve.http.options import CorsOptions, ServerOptions, check
+from tokenmill.serve.http.options import CorsOptions, ServerOptions
 
 
 def options(*words: str) -> ServerOptions:
@@ -39,8 +39,6 @@ def test_without_flags_they_are_the_server_s_own() -> None:
         (("--disable-metrics",), "metrics", False),
         (("--disable-metrics", "False"), "metrics", True),
         (("--admin-socket", "a.sock"), "admin_socket", "a.sock"),
-        (("--allow-terminate-by-client",), "admin_routes", frozenset({"terminate"})),
-        (("--enable-abort-handling", "--allow-terminate-by-client", "false"), "admin_routes", {"abort_request"}),
         (("--allow-origins", "http://a", "--allow-credentials"), "cors", CorsOptions(("http://a",), credentials=True)),
         (("--api-keys", "a", "b"), "api_keys", ("a", "b")),
     ],
@@ -49,11 +47,24 @@ def test_a_flag_arrives(words: tuple[str, ...], field: str, value: object) -> No
     assert getattr(options(*words), field) == value
 
 
-def test_body_size_and_all_admin_routes() -> None:
+def test_body_size() -> None:
     assert options("--max-body-mib", "2").limits.body_bytes == 2 << 20
-    assert {"terminate", "abort_request", "sleep"} <= options("--enable-admin-routes").admin_routes
-    with pytest.raises(ConfigError, match="need --api-keys"):
-        check(options("--enable-admin-routes"))
+
+
+@pytest.mark.parametrize(
+    ("words", "routes"),
+    [
+        (("--allow-terminate-by-client",), {"terminate"}),
+        (("--enable-abort-handling", "--allow-terminate-by-client", "false"), {"abort_request"}),
+        (("--enable-admin-routes",), {"terminate", "abort_request"}),
+    ],
+)
+def test_admin_routes_need_a_key(
+    words: tuple[str, ...], routes: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert routes <= options(*words, "--api-keys", "k").admin_routes
+    capsys.readouterr()
+    assert not options(*words).admin_routes and "--admin-socket" in capsys.readouterr().err
 
 
 def test_keys_come_from_a_file_and_the_environment(

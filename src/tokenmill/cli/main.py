@@ -50,7 +50,7 @@ _SERVE = Group(
         "api_server": Verb("serve_api_server", "an OpenAI-compatible HTTP server"),
         "api_client": Verb("serve_api_client", "chat in the terminal with a running server"),
         "gradio": Verb("", "a web page to chat with", later="chat in the terminal: tokenmill serve api_client URL"),
-        "proxy": Verb("", "one address before many servers", later="give clients the servers' own addresses"),
+        "proxy": Verb("serve_proxy", "one address before many servers"),
     },
 )
 _LITE = Group(
@@ -60,14 +60,16 @@ _LITE = Group(
         "auto_gptq": Verb("lite_auto_gptq", "2-, 3-, 4- or 8-bit weights by GPTQ"),
         "smooth_quant": Verb("lite_smooth_quant", "8-bit weights and activations, int8 or fp8"),
         "blocked_fp8": Verb("lite_blocked_fp8", "fp8 weights with a scale per block"),
-        "calibrate": Verb("", "activation statistics", later="each lite verb calibrates by itself"),
-        "kv_qparams": Verb("", "scales of an 8-bit KV cache", later="the KV cache needs none: --quant-policy 8"),
+        "advise": Verb("lite_advise", "which form to serve here: measured, with reasons"),
+        "calibrate": Verb("lite_calibrate", "activation statistics in LMDeploy's files"),
+        "kv_qparams": Verb("lite_kv_qparams", "scales for the int8 KV cache of LMDeploy's first workspaces"),
     },
 )
 _CHECK = Group(
     "look at this machine or at a model",
     {
         "env": Verb("check_env", "versions, devices and memory of this machine"),
+        "api": Verb("check_api", "whether a server keeps the APIs' promises"),
         "parity": Verb("check_parity", "compare a model with transformers, layer by layer"),
     },
 )
@@ -84,6 +86,7 @@ _EVAL = Group(
     "quality of a model",
     {
         "ppl": Verb("eval_ppl", "perplexity on a text file"),
+        "compare": Verb("eval_compare", "two models on one text: KL, top-1 agreement, perplexities"),
         "demo": Verb("eval_demo", "the held-out sets of the built-in model"),
     },
 )

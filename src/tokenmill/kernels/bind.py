@@ -19,7 +19,9 @@ from tokenmill.kernels.ops import Ops, Primitives
 from tokenmill.log import get_logger
 
 BACKENDS: dict[str, tuple[str, ...]] = {"cpu": ("cpu",), "cuda": ()}
-BLOCKS = ("attn_in", "attend", "attn_out", "mlp_in", "mlp_out", "final_norm", "head")
+BLOCKS = (
+    "attn_in", "attend", "attn_out", "mlp_in", "mlp_out", "mla_in", "mla_attend", "moe_block", "final_norm", "head",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

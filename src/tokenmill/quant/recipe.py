@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenmill.errors import ConfigError
+from tokenmill.weights.convert import TARGETS
 from tokenmill.weights.packing import BITS
 
 FP8_KINDS = ("tensor", "channel", "block")
@@ -40,6 +41,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ConfigError(f"--w-bits {self.bits} is not served; {', '.join(map(str, BITS))} are")
+        if self.to and self.to not in TARGETS:
+            raise ConfigError(f"--to {self.to!r} is unknown; known are {', '.join(TARGETS)}")
         if self.group is not None and self.group <= 0:
             raise ConfigError(f"--w-group-size {self.group} must be positive, or -1 for one scale per out-feature")
         if not 0 < self.damp_frac < 1:
