@@ -29,7 +29,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
-LIMITS = {"facts": 40, "cases": 110, "models": 60, "warm": 60, "layers": 70, "products": 60, "attention": 70, "tiles": 110}
+LIMITS = {
+    "facts": 40, "cases": 110, "models": 60, "warm": 60, "layers": 70, "products": 60, "attention": 70, "tiles": 110,
+}  # fmt: skip
 SHARDS = {"cases": 10, "models": 3, "warm": 12}
 FAMILIES = ("llama", "qwen3", "baichuan")
 BACKENDS = ("reference", "triton")
