@@ -52,7 +52,9 @@ def serve(
     Raises ConfigError for what cannot be served, and where the process ends before it answers.
     """
     named = dict(zip(("server_name", "server_port", "log_level", "api_keys", "ssl"), positional, strict=False))
-    said = {"server_name": "0.0.0.0", "server_port": 23333, "log_level": "ERROR", "api_keys": None, "ssl": False}
+    said: dict[str, Any] = {
+        "server_name": "0.0.0.0", "server_port": 23333, "log_level": "ERROR", "api_keys": None, "ssl": False,
+    }  # fmt: skip
     unknown = sorted(set(options) - {*said, "tp"})
     if unknown:
         raise ConfigError(f"serve has no argument {', '.join(unknown)}; it has {', '.join((*said, 'tp'))}")
