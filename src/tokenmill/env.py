@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 _TRUE = ("1", "true", "yes", "on")
@@ -60,6 +61,19 @@ def ssl_files() -> tuple[str | None, str | None]:
     return os.environ.get("SSL_KEYFILE"), os.environ.get("SSL_CERTFILE")
 
 
+def kernels() -> tuple[str, ...] | None:
+    """Kernel backends for GPUs in order of preference, instead of our own choice; `reference` alone is plain torch."""
+    value = os.environ.get("TOKENMILL_KERNELS")
+    if value is None:
+        return None
+    return tuple(name.strip() for name in value.split(",") if name.strip() not in ("", "reference"))
+
+
+def early_launch() -> bool:
+    """Start GPU kernels before their predecessor ends (programmatic dependent launch)."""
+    return _flag("TOKENMILL_EARLY_LAUNCH")
+
+
 def cuda_home() -> str | None:
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or None
 
@@ -67,6 +81,11 @@ def cuda_home() -> str | None:
 def api_keys() -> tuple[str, ...]:
     """Keys given by environment, comma separated, so that they stand in no process listing."""
     return tuple(key.strip() for key in os.environ.get("TOKENMILL_API_KEYS", "").split(",") if key.strip())
+
+
+def with_api_keys(keys: Sequence[str]) -> dict[str, str]:
+    """The environment of a server we start, with its keys."""
+    return {**os.environ, **({"TOKENMILL_API_KEYS": ",".join(keys)} if keys else {})}
 
 
 def keep_gloo_local() -> None:

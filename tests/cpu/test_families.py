@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokenmill.api.scoring import reward
 from tokenmill.config import EngineConfig, ModelConfig, SchedulerConfig
 from tokenmill.engine.client import start_engine
-from tokenmill.errors import ConfigError
+from tokenmill.errors import ConfigError, RequestError
 from tokenmill.kv.layout import kind_of
 from tokenmill.layers.attention import alibi_slopes
 from tokenmill.models.build import ModelBuild, build_model
@@ -19,8 +20,8 @@ from tokenmill.models.solo import Solo
 from tokenmill.models.spec import families, find_family, read_arch, read_config, read_spec
 from tokenmill.models.tiny import make_tiny
 from tokenmill.models.twin import build_twin, load_twin, plain_tensors
-from tokenmill.quant.block import block_facts
-from tokenmill.types import Request, Sampling, Stop
+from tokenmill.quant.block import block_facts, read_block
+from tokenmill.types import Request, Sampling, Stop, Want
 from tokenmill.weights.source import open_source
 
 # Long enough to pass every tiny config's window, trained length and rope threshold of 64.
@@ -58,6 +59,10 @@ def test_every_published_architecture_finds_its_family() -> None:
         "BaiChuanForCausalLM": "baichuan_v1", "Phi3ForCausalLM": "phi3", "MixtralForCausalLM": "mixtral",
         "Qwen2MoeForCausalLM": "qwen2_moe", "Qwen3MoeForCausalLM": "qwen3_moe",
         "DeepseekV2ForCausalLM": "deepseek_v2", "DeepseekV3ForCausalLM": "deepseek_v3",
+        "GemmaForCausalLM": "gemma", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3",
+        "GptOssForCausalLM": "gpt_oss", "InternLM2ForRewardModel": "internlm2_reward",
+        "Qwen2ForRewardModel": "qwen2_reward", "GlmForCausalLM": "glm", "Glm4ForCausalLM": "glm4",
+        "ChatGLMModel": "chatglm", "ChatGLMForConditionalGeneration": "chatglm",
     }  # fmt: skip
     assert {name: find_family({"architectures": [name]}).name for name in wanted} == wanted
 
@@ -126,7 +131,41 @@ def test_baichuan_13b_has_alibi_and_no_rotation(tmp_path: Path) -> None:
         assert (our_logits(folder, ids_T, chunk) - theirs).abs().max() < LIMIT * 5
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])
+@pytest.mark.parametrize("family", ["internlm2_reward", "qwen2_reward"])
+async def test_a_reward_model_scores_through_the_engine_and_writes_nothing(family: str, tmp_path: Path) -> None:
+    folder = make_tiny(family, tmp_path / family)
+    config = EngineConfig(
+        model=ModelConfig(path=str(folder), dtype="float32"), scheduler=SchedulerConfig(max_rows=4, max_step_tokens=16)
+    )
+    engine = await start_engine("tokenmill.runner.runner:make_runner", config, own_process=False)
+    try:
+        prompts = [tuple(random_ids(n).tolist()) for n in (20, 41, 1)]
+        scores = [await reward(engine, ids) for ids in prompts]
+        with pytest.raises(RequestError, match="it scores a prompt"):
+            await engine.score(Request("text", prompts[0], Sampling(temperature=0.0), Stop(max_new_tokens=1)))
+        with pytest.raises(RequestError, match="it scores a prompt"):
+            await engine.score(Request("logits", prompts[0], Sampling(), Stop(max_new_tokens=0), want=Want.LOGITS))
+    finally:
+        await engine.close()
+    twin = load_twin(folder)
+    for ids, score in zip(prompts, scores, strict=True):
+        assert score == pytest.approx(float(twin(torch.tensor([ids])).logits.detach()), abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["glm", "chatglm"])
+def test_calibration_turns_heads_as_the_model_does(family: str, tmp_path: Path) -> None:
+    folder = make_tiny(family, tmp_path / family)
+    record, arch = read_arch(folder)
+    facts, source, ids_T = block_facts(record, arch), open_source(folder), random_ids(40)
+    x_SD = source.tensor(f"{record.names.embedding}.weight")[ids_T]
+    for index in range(arch.num_layers):
+        x_SD = read_block(facts, source, index).run(x_SD)
+    model = build_model(folder)
+    theirs = dict(model.stages(ids_T, Solo(model, 40).rows(40), Solo(model, 40).caches))[f"layer {index} mlp"]
+    assert float((x_SD - theirs).abs().max()) < LIMIT * 10
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2", "gemma2", "glm4"])
 def test_calibration_refuses_layers_that_it_cannot_run(family: str) -> None:
     record, arch = read_arch(families()[family].tiny)
     with pytest.raises(ConfigError, match=f"not the layers of {family}"):
@@ -162,6 +201,11 @@ VARIANTS = {
     "no layer dense": ("deepseek_v2", {"first_k_dense_replace": 0}),
     "windowed experts": ("mixtral", {"sliding_window": 32}),
     "normalised, with a shared expert": ("qwen2_moe", {"norm_topk_prob": True, "decoder_sparse_step": 1}),
+    "Gemma 3 as transformers 5 writes it": ("gemma3", {
+        "rope_scaling": None, "rope_theta": None, "rope_local_base_freq": None, "sliding_window_pattern": None,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
     "not normalised": ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": []}),
 }  # fmt: skip
 
@@ -182,7 +226,7 @@ def test_a_latent_cache_is_small_and_keeps_its_kind(tmp_path: Path) -> None:
         kind_of(spec.latent, "int8")
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "mixtral", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "mixtral", "deepseek_v3", "gemma3", "gpt_oss"])
 async def test_greedy_answers_through_the_engine(family: str, tmp_path: Path) -> None:
     """Chunks of 16 tokens, several rows at once, blocks behind windows given back: still what transformers says."""
     folder = make_tiny(family, tmp_path / family)

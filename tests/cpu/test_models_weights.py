@@ -115,6 +115,34 @@ def test_a_quantized_folder_computes_what_its_dense_twin_does(tmp_path, name, fa
     assert kept is not Dense and issubclass(kept, (IntGroup, Int8Channel, Fp8Tensor, Fp8Channel, Fp8Block))
 
 
+@pytest.mark.parametrize("name", ["awq", "gptq", "int8-channel", "fp8-block"])
+def test_quantized_experts_compute_what_their_dense_twins_do(tmp_path, name):
+    folder = WAYS[name].folder(tmp_path, "mixtral", num_local_experts=4)
+    report = check_parity(folder, Probe(tokens=40))
+    assert report.ok, str(report)
+    expert = build_model(folder).layers[0].mlp.gate_up.linears[3]
+    assert type(expert.weight) is not Dense
+
+
+def test_rows_in_another_order_keep_their_codes_where_each_has_its_own_scales(tmp_path, caplog):
+    """GLM's heads are reordered when read: integer codes as they are, FP8 blocks as plain numbers with a warning."""
+    held = {}
+    for name in ("awq", "int8-channel", "fp8-block"):
+        folder = WAYS[name].folder(tmp_path / name, "glm")
+        assert check_parity(folder, Probe(tokens=40)).ok
+        held[name] = "held as plain numbers" in caplog.text
+        caplog.clear()
+    assert held == {"awq": False, "int8-channel": False, "fp8-block": True}
+
+
+def test_fp8_blocks_of_deepseek_v3(tmp_path):
+    """Its own disk form: blocks of 128 x 128, partial at edges; what expands the latent is held plain."""
+    folder = WAYS["fp8-block"].folder(tmp_path, "deepseek_v3", moe_intermediate_size=128)
+    report = check_parity(folder, Probe(tokens=40))
+    assert report.ok, str(report)
+    assert type(build_model(folder).layers[2].mlp.gate_up.linears[0].weight) is Fp8Block
+
+
 def test_heads_that_end_inside_a_block_of_scales_are_held_plain_and_said_so(tmp_path, caplog):
     """InternLM2's grouped rows cannot be taken apart in place where 64 channels share a 128-row block with others."""
     folder = WAYS["fp8-block"].folder(tmp_path, "internlm2", hidden_size=256)

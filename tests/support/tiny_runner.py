@@ -56,6 +56,9 @@ class TinyModel:
     def embed(self, ids_T: Tensor) -> Tensor:
         return self.table[ids_T]
 
+    def pool(self, hidden_RD: Tensor) -> Tensor:
+        return hidden_RD.float()
+
     def rope(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """A rotation-free position code: sin and cos that forward adds to the embedding, shifted by the slot's base."""
         places = torch.arange(1, WIDTH // 2 + 1, device=positions_T.device)

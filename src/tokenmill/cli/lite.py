@@ -14,6 +14,7 @@ from tokenmill.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenmill.quant.recipe import Recipe
+    from tokenmill.quant.text import Tokens
 
 DTYPES = ("auto", "float16", "bfloat16")
 DEVICES = ("auto", "cuda", "cpu")
@@ -70,22 +71,28 @@ def group_of(size: int) -> int | None:
     return None if size == -1 else size
 
 
+def read_tokens(args: argparse.Namespace) -> tuple[Path, Tokens]:
+    """The source's folder, and calibration windows in its tokens."""
+    from tokenmill.api.hub import resolve_model
+    from tokenmill.quant.text import Choice, calibration
+    from tokenmill.tokenize.loader import load_tokenizer
+
+    choice = Choice(args.calib_dataset, args.calib_samples, args.calib_seqlen, args.seed)
+    source = resolve_model(args.model, args.revision, args.download_dir)
+    tokenizer = load_tokenizer(source)
+    return source, calibration(choice, lambda text: tokenizer.encode(text, add_special_tokens=False))
+
+
 def quantize(args: argparse.Namespace, recipe: Recipe) -> int:
     """Runs a verb: tokens, blocks, folder, and a few lines on how good it is."""
     import torch
 
-    from tokenmill.api.hub import resolve_model
     from tokenmill.quant.job import Job
     from tokenmill.quant.report import PAGE
     from tokenmill.quant.run import quantize_folder
-    from tokenmill.quant.text import Choice, calibration
-    from tokenmill.tokenize.loader import load_tokenizer
 
     device = device_of(args.device)
-    choice = Choice(args.calib_dataset, args.calib_samples, args.calib_seqlen, args.seed)
-    source = resolve_model(args.model, args.revision, args.download_dir)
-    tokenizer = load_tokenizer(source)
-    tokens = calibration(choice, lambda text: tokenizer.encode(text, add_special_tokens=False))
+    source, tokens = read_tokens(args)
     job = Job(
         source, args.work_dir, recipe, tokens, torch.device(device), args.resume, args.max_kl,
         None if args.dtype == "auto" else getattr(torch, args.dtype),

@@ -14,11 +14,12 @@ from tokenmill.engine.blocks import root_key
 from tokenmill.engine.contract import Capacity
 from tokenmill.engine.sequence import Sequence
 from tokenmill.errors import RequestError
-from tokenmill.types import Request
+from tokenmill.types import Request, Want
 
 # Every step compares each row with as many stop ids as the row that has most of them.
 MOST_STOP_IDS = 256
 MOST_TOP_LOGPROBS = 20
+NEEDS_LOGITS = Want.LOGPROBS | Want.PROMPT_LOGPROBS | Want.LOGITS
 INT32, INT64 = 2**31, 2**63
 
 
@@ -35,6 +36,8 @@ class Ticket:
 def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> None:
     """Raises RequestError (400) where the request could never run; `cache_tokens` is what the whole cache holds."""
     count, stop = len(request.prompt_ids), request.stop
+    if not capacity.generates and (stop.max_new_tokens > 0 or request.want & NEEDS_LOGITS):
+        raise RequestError("this is a reward model: it scores a prompt (/pooling, get_reward_score), it writes no text")
     if count == 0:
         raise RequestError("the prompt has no tokens; it needs at least 1", param="prompt")
     room = 1 if stop.max_new_tokens > 0 else 0

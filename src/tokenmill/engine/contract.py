@@ -88,6 +88,7 @@ class Capacity:
     `max_drafts` is how many tokens beside the first a FROM_DEVICE row may bring. Images are kept as vectors, in tiles
     of `tile_tokens` vectors of `vector_bytes` each, `encoder_cache_bytes` in all (0: text only). `salt` names
     everything but the tokens that decides a block's content (KV kind, weights version) and goes into every block key.
+    `generates`: False where a model has no logits, only a score of a prompt.
     """
 
     groups: tuple[KVGroup, ...]
@@ -102,6 +103,7 @@ class Capacity:
     cost: StepCost = StepCost()
     rope: RopeBase | None = None
     salt: str = ""
+    generates: bool = True
 
     @property
     def image_tiles(self) -> int:

@@ -45,6 +45,7 @@ class ModelSpec:
     num_heads, num_kv_heads are of the whole model (before tensor parallel). `linear_params` counts the weights of
     decoder linears, `other_params` embeddings, head and norms: the memory plan prices them by weight format.
     `latent`: the cache holds one vector a token for K and V alike; num_kv_heads and head_dim then are that vector's.
+    `generates`: False for reward models, which have no head.
     """
 
     family: str
@@ -64,6 +65,7 @@ class ModelSpec:
     bos_id: int | None
     logn: bool = False
     latent: bool = False
+    generates: bool = True
     vision: VisionSpec | None = None
 
 
@@ -106,4 +108,8 @@ class Model(Protocol):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """fp32 [R, V] of chosen positions, gathered over ranks."""
+        ...
+
+    def pool(self, hidden_RD: Tensor) -> Tensor:
+        """What rows come to, fp32 [R, n]: their hidden states, or a reward model's score (n = 1)."""
         ...

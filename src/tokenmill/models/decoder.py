@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenmill.errors import ConfigError
 from tokenmill.kernels.expect import expect
 from tokenmill.kernels.meta import RowMeta, Stream
 from tokenmill.kernels.ops import AttentionParts, MlaParts, Norm
@@ -49,7 +50,8 @@ class Decoder:
         self.embedding = Embedding(loader, names.embedding, table, arch.embedding_scale)
         self.layers = tuple(_layer(family, arch, loader, index) for index in range(arch.num_layers))
         self.norm = Norm(loader.vector(f"{names.norm}.weight", arch.hidden_size), eps)
-        self.head = family.head(loader, names.head, self.embedding, arch)
+        self.head = None if family.score else family.head(loader, names.head, self.embedding, arch)
+        self.score = family.score.build(loader, arch.hidden_size) if family.score else None
         # What follows each layer, which a backend may fold into the layer's end.
         self._following = (*(layer.attention.norm for layer in self.layers[1:]), self.norm)
 
@@ -110,7 +112,14 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """fp32 [R, V] of chosen positions, gathered over ranks."""
+        if self.head is None:
+            raise ConfigError(f"a {self.spec.family} model gives scores, not tokens: ask /pooling or get_reward_score")
         return self.ops.head(hidden_RD, self.head)
+
+    @torch.inference_mode()
+    def pool(self, hidden_RD: Tensor) -> Tensor:
+        """What rows come to, fp32 [R, n]: their hidden states, or a reward model's score (n = 1)."""
+        return hidden_RD.float() if self.score is None else self.score(hidden_RD)
 
 
 def _layer(family: Family, arch: DecoderArch, loader: Loader, index: int) -> Layer:

@@ -23,6 +23,7 @@ from tokenmill.layers.mla import MlaArch, MlaNames
 from tokenmill.layers.mlp import MlpArch, MlpLayout
 from tokenmill.layers.moe import MoeArch
 from tokenmill.layers.rope import RopeFacts
+from tokenmill.layers.score import Score
 from tokenmill.weights.contract import Source
 
 
@@ -32,8 +33,8 @@ class DecoderArch:
 
     `windows`: what each layer sees, by layer (empty: every layer sees everything). `window_rope`: the rotation of
     layers with a window where it is another. `sparse`: the mixture of experts of every layer that is not in
-    `dense_layers` (None: no layer has one). `embedding_scale`: on what the embedding gives. `logit_cap`: logits are
-    bent so as to stay below it.
+    `dense_layers` (None: no layer has one). `embedding_scale`: on what the embedding gives. `logit_cap`: logits
+    are bent so as to stay below it.
     """
 
     vocab_size: int
@@ -186,7 +187,8 @@ class Family:
 
     `chat`, `tools`, `reasoning` name default dialects of tokenize/ and parse/. `tiny` is a small config.json in the
     form real folders have, for tests. `head` builds the output head. `twin`: how parity runs it in transformers, None
-    where transformers knows it. `source`: the checkpoint as this family's blocks read it.
+    where transformers knows it. `source`: the checkpoint as this family's blocks read it. `score`: of
+    a reward model, in place of the head.
     """
 
     name: str
@@ -203,6 +205,7 @@ class Family:
     head: Callable[[Loader, str, Embedding, DecoderArch], HeadParts] = plain_head
     twin: Twin | None = None
     source: Callable[[Source], Source] = as_stored
+    score: Score | None = None
 
 
 def mlp_of(family: Family, arch: DecoderArch, index: int) -> MlpPlace:

@@ -1,4 +1,4 @@
-"""Gemma 3, its language model: Gemma 2 without caps, with normed heads, and a rotation of its own for window layers."""
+"""Gemma 3, its language model: Gemma 2 without caps, with normed heads, and another rotation in window layers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tokenmill.config import ModelConfig
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.decoder import Decoder
 from tokenmill.models.solo import Solo
-from tokenmill.models.twin import load_twin, load_whole_twin
+from tokenmill.models.twin import ScoreTwin, load_twin, load_whole_twin
 
 LIMIT = 1e-4
 # Any id will do to mark where the image lies, so no tokenizer is asked.
@@ -121,8 +121,13 @@ def own_stages(model: Decoder, ids_T: Tensor, chunk: int) -> Iterator[tuple[str,
     hidden_TD = torch.empty(0)
     for name, hidden_TD in model.stages(ids_T, solo.rows(len(ids_T)), solo.caches):
         yield name, hidden_TD
+    in_chunks = Solo(model, len(ids_T)).hidden(ids_T, chunk)
+    if model.score is not None:
+        yield "score", model.pool(hidden_TD[-1:])
+        yield "score in chunks", model.pool(in_chunks[-1:])
+        return
     yield "logits", model.logits(hidden_TD)
-    yield "logits in chunks", Solo(model, len(ids_T)).logits(ids_T, chunk)
+    yield "logits in chunks", model.logits(in_chunks)
 
 
 @torch.inference_mode()
@@ -146,8 +151,9 @@ def twin_stages(twin: Any, ids_T: Tensor) -> dict[str, Tensor]:
         watch_input(before_mlp, f"layer {index} attention")
         watch_output(layer, f"layer {index} mlp")
     watch_output(twin.model.norm, "final norm")
-    logits = twin(ids_T[None]).logits[0].float()
-    return {**seen, "logits": logits, "logits in chunks": logits}
+    last = twin(ids_T[None]).logits[0].float()
+    what = "score" if isinstance(twin, ScoreTwin) else "logits"
+    return {**seen, what: last, f"{what} in chunks": last}
 
 
 def _compare(name: str, ours: Tensor, theirs: Tensor) -> StageParity:

@@ -61,6 +61,9 @@ class Solo:
 
     def logits(self, ids_T: Tensor, chunk: int | None = None) -> Tensor:
         """fp32 [T, V] of the next tokens, run in chunks of at most `chunk` tokens."""
+        return self.model.logits(self.hidden(ids_T, chunk))
+
+    def hidden(self, ids_T: Tensor, chunk: int | None = None) -> Tensor:
+        """Hidden states [T, D] behind the final norm, run in chunks of at most `chunk` tokens."""
         parts = torch.split(ids_T, chunk or len(ids_T))
-        hidden = [self.model.forward(part, self.rows(len(part)), self.caches) for part in parts]
-        return self.model.logits(torch.cat(hidden))
+        return torch.cat([self.model.forward(part, self.rows(len(part)), self.caches) for part in parts])

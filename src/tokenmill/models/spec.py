@@ -118,6 +118,7 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
         bos_id=next(iter(token_ids(raw.get("bos_token_id"))), None),
         logn=arch.logn_tokens is not None,
         latent=isinstance(a, MlaArch),
+        generates=family.score is None,
         vision=vision,
     )
 
@@ -149,10 +150,17 @@ def _linear_params(family: Family, arch: DecoderArch) -> int:
 
 
 def _other_params(family: Family, arch: DecoderArch) -> int:
-    tables = 1 if arch.tied else 2
     layers = range(arch.num_layers)
     plain = sum(prod(shape) for index in layers for shape in layer_plain(family, arch, index).values())
-    return tables * arch.vocab_size * arch.hidden_size + plain + arch.hidden_size
+    ends = sum(prod(shape) for shape in end_tensors(family, arch).values())
+    return arch.vocab_size * arch.hidden_size + plain + arch.hidden_size + ends
+
+
+def end_tensors(family: Family, arch: DecoderArch) -> dict[str, tuple[int, ...]]:
+    """What stands behind the last norm, by full name: the head where it is not the embedding, or a score."""
+    if family.score is not None:
+        return family.score.shapes(arch.hidden_size)
+    return {} if arch.tied else {f"{family.names.head}.weight": (arch.vocab_size, arch.hidden_size)}
 
 
 def _override(arch: DecoderArch, raw: dict[str, Any], config: ModelConfig) -> DecoderArch:

@@ -17,7 +17,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import Tensor
 
 from tokenmill.models.family import DecoderArch, Family
-from tokenmill.models.spec import families, find_family, layer_linears, layer_plain, multimodals, read_config
+from tokenmill.models.spec import (
+    end_tensors,
+    families,
+    find_family,
+    layer_linears,
+    layer_plain,
+    multimodals,
+    read_config,
+)
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog. Hello, how are you today? I am fine, thank you.",
@@ -99,8 +107,8 @@ def random_tensors(family: Family, arch: DecoderArch, seed: int, std: float) -> 
         for name, sizes in layer_plain(family, arch, index).items():
             tensors[prefix + name] = _random_plain(name, sizes, std, draw)
     tensors[f"{names.norm}.weight"] = 1.0 + torch.randn(arch.hidden_size, generator=draw) * 0.3
-    if not arch.tied:
-        tensors[f"{names.head}.weight"] = torch.randn(table, generator=draw) * std
+    for name, sizes in end_tensors(family, arch).items():
+        tensors[name] = _random_plain(name, sizes, std, draw)
     return tensors
 
 

@@ -55,6 +55,7 @@ def block_facts(family: Family, arch: DecoderArch, device: torch.device | str = 
     """Raises ConfigError for a family whose layers are not what this file runs."""
     block, names, attention = family.block(arch), family.names.attention, arch.attention
     plain = isinstance(block.attention, Gqa) and isinstance(block.mlp, Gated) and arch.sparse is None
+    plain = plain and not family.names.mlp.post_norm
     if not plain or not isinstance(names, AttentionNames) or not isinstance(attention, AttentionArch):
         raise ConfigError(
             f"calibration runs plain attention and one gated MLP a layer, not the layers of {family.name}: quantize a "
@@ -124,19 +125,25 @@ class Block:
     def attend(self, x_SD: Tensor) -> Tensor:
         """From the normed input to what `out` reads, [S, H * K]."""
         a = self.facts.attention
-        flat = torch.cat([self.linear(name, x_SD) for name in self.facts.names("qkv")], 1)
-        q, k, v = (flat[:, rows].view(len(x_SD), -1, a.head_dim) for rows in self.facts.qkv_rows)
-        q, k = self._head_norm("q_norm", q), self._head_norm("k_norm", k)
-        cos, sin = self._angles(len(x_SD))
-        q, k = rope(q, cos, sin), rope(k, cos, sin)
-        if self.facts.arch.logn_tokens is not None:
-            q = q * logn_factors(torch.arange(len(q), device=q.device), self.facts.arch.logn_tokens)[:, None, None]
+        q, k, v = self.heads(x_SD)
         mask = self._mask(len(q))
         out = functional.scaled_dot_product_attention(
             q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None],
             mask, is_causal=mask is None, scale=a.head_dim**-0.5, enable_gqa=True,
         )  # fmt: skip
         return out[0].transpose(0, 1).flatten(1)
+
+    def heads(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [S, H, K], k and v [S, G, K] of the normed input, as attention and its cache get them: behind rope."""
+        head_dim = self.facts.attention.head_dim
+        flat = torch.cat([self.linear(name, x_SD) for name in self.facts.names("qkv")], 1)
+        q, k, v = (flat[:, rows].view(len(x_SD), -1, head_dim) for rows in self.facts.qkv_rows)
+        q, k = self._head_norm("q_norm", q), self._head_norm("k_norm", k)
+        cos, sin = self._angles(len(x_SD))
+        q, k = rope(q, cos, sin), rope(k, cos, sin)
+        if self.facts.arch.logn_tokens is not None:
+            q = q * logn_factors(torch.arange(len(q), device=q.device), self.facts.arch.logn_tokens)[:, None, None]
+        return q, k, v
 
     def _mask(self, length: int) -> Tensor | None:
         """What is added to the scores, [S, S] or [H, S, S], where the layer has a window or ALiBi."""

@@ -72,13 +72,14 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     phases.end("cache")
     capacity = with_images(make_capacity(config, spec, groups), encoder)
     steps = DeviceSteps(model, capacity, caches, device, encoder)
-    if device.type == "cuda" and not config.kernels.eager:
+    # A model without logits has no decode step to capture, or to measure.
+    if device.type == "cuda" and not config.kernels.eager and spec.generates:
         steps.capture(capture_keys(config, need, gathers(config, device)))
     phases.end("graphs")
     told = describe(config, need, groups, memory.resident_bytes(model), phases)
     told |= {"encoder_cache_bytes": capacity.encoder_cache_bytes}
     runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads), told)
-    if config.scheduler.itl_target_ms is not None:
+    if config.scheduler.itl_target_ms is not None and spec.generates:
         runner.costs(measure_cost(runner))
     return runner
 
@@ -177,6 +178,7 @@ def make_capacity(config: EngineConfig, spec: ModelSpec, groups: tuple[KVGroup, 
         vocab_size=spec.vocab_size,
         rope=spec.rope,
         salt=f"{config.cache.kv}/{config.model.dtype}",
+        generates=spec.generates,
     )
 
 

@@ -14,7 +14,7 @@ from tokenmill.kernels.cases.prepare_linear import WEIGHTS, Make
 from tokenmill.weights.contract import Weight
 
 COUNTS: dict[str, tuple[int, ...]] = {"one row": (0, 0, 1, 0), "uneven": (3, 0, 29, 1), "last empty": (2, 5, 1, 0)}
-KINDS = ("dense", "int4-g128", "fp8-block")
+KINDS = ("dense", "int4-g128", "fp8-block", "mxfp4")
 N, M = 256, 256
 
 

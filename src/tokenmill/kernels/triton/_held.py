@@ -7,12 +7,14 @@ Dense. Weights are 2-dimensional here: experts are another op's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import triton
 from torch import Tensor
 
+from tokenmill import env
 from tokenmill.kernels.triton import _matmul
 from tokenmill.kernels.triton._pack import BIAS, ROWS, by_group, in_order, pack_nibbles
 from tokenmill.weights.classes import Dense, Fp8Block, Fp8Channel, Fp8Tensor, Int8Channel, IntGroup
@@ -56,7 +58,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """BLOCK_N rows by BLOCK_T tokens a program, `splits` programs along M. `fold`, `asm`: as in `_matmul`."""
+    """BLOCK_N rows by BLOCK_T tokens a program, `splits` programs along M. `fold`, `asm`: as in `_matmul`.
+
+    early: chunks of weights asked for while the kernel before still runs (0: started when that has ended).
+    """
 
     block_n: int
     block_t: int
@@ -65,16 +70,21 @@ class Tiling:
     stages: int = 4
     fold: bool = False
     asm: bool = True
+    early: int = 0
 
 
 def hold(weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Held | str:
     """The weight in kernel order, or why not."""
+    makers: dict[type, Callable[..., Held | str]] = {
+        Dense: _dense, IntGroup: _int_group, Int8Channel: _channel, Fp8Tensor: _channel, Fp8Channel: _channel,
+        Fp8Block: _fp8_block,
+    }  # fmt: skip
+    maker = makers.get(type(weight))
+    if maker is None:
+        return f"{type(weight).__name__} weights"
     if weight_axes(weight) != 2:
         return "weights with an expert axis"
-    makers = {Dense: _dense, IntGroup: _int_group, Int8Channel: _channel, Fp8Tensor: _channel, Fp8Channel: _channel,
-              Fp8Block: _fp8_block}
-    maker = makers.get(type(weight))
-    held = f"{type(weight).__name__} weights" if maker is None else maker(weight, dtype)
+    held = maker(weight, dtype)
     if isinstance(held, Held) and bias is not None:
         held.bias_N = bias.to(held.w.device, dtype if held.kind == _matmul.DENSE else torch.float32).contiguous()
     return held
@@ -143,6 +153,11 @@ def _codes8(codes_NM: Tensor, scales_NQ: Tensor, group: int, dtype: torch.dtype)
 
 # ---------------------------------------------------------------- how a product is cut
 
+# Chunks asked for early where kernels start before their predecessor ends: 32 KiB of W4 a program.
+EARLY_CHUNKS = 8
+# A benchmark may decide for the environment, to compare within one process.
+asked_early: bool | None = None
+
 # Programs wanted: two a multiprocessor of an H200 (132), so that one loads while the other ends.
 WANTED = 264
 MOST_TOKENS = 128
@@ -153,6 +168,12 @@ LEAST_TOKENS = 8
 LEAST_CHUNKS = 4
 
 
+def early() -> int:
+    """Not our choice until it is measured: what the environment says."""
+    asked = env.early_launch() if asked_early is None else asked_early
+    return EARLY_CHUNKS if asked else 0
+
+
 def tiling(held: Held, tokens: int, block_n: int = 64) -> Tiling:
     """Not measured yet: enough programs to fill the device, in the fewest parts."""
     block_t = min(MOST_TOKENS, max(LEAST_TOKENS, triton.next_power_of_2(tokens)))
@@ -161,4 +182,4 @@ def tiling(held: Held, tokens: int, block_n: int = 64) -> Tiling:
     while splits < MOST_SPLITS and programs * splits < WANTED and chunks // (2 * splits) >= LEAST_CHUNKS:
         splits *= 2
     warps = 8 if block_t >= 64 else 4
-    return Tiling(block_n, block_t, splits, warps, stages=3 if block_t >= 64 else 5)
+    return Tiling(block_n, block_t, splits, warps, stages=3 if block_t >= 64 else 5, early=early())

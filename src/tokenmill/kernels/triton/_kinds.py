@@ -49,28 +49,82 @@ def _rotate_halves(first_HT, second_HT, HALF: tl.constexpr, dtype: tl.constexpr)
 
 
 @triton.jit
-def _load_heads(values_ptr, params_ptr, head_L, seen_L, KIND: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """[L, K] fp32 of the head vectors `head_L` (flat place * G + kv head); zeros where not seen or past K."""
-    k = tl.arange(0, BLOCK_K)[None, :]
-    inside = seen_L[:, None] & (k < K)
-    head = head_L[:, None]
-    if KIND == 0:
-        vectors = tl.load(values_ptr + head * K + k, mask=inside, other=0.0).to(tl.float32)
-    elif KIND == 3:
-        scale = tl.load(params_ptr + head, mask=seen_L[:, None], other=0.0).to(tl.float32)
-        codes = tl.load(values_ptr + head * K + k, mask=inside, other=0)
-        vectors = codes.to(tl.float8e4nv, bitcast=True).to(tl.float32) * scale
-    else:
-        scale = tl.load(params_ptr + head * 2, mask=seen_L[:, None], other=0.0).to(tl.float32)
-        low = tl.load(params_ptr + head * 2 + 1, mask=seen_L[:, None], other=0.0).to(tl.float32)
-        if KIND == 1:
-            codes = tl.load(values_ptr + head * K + k, mask=inside, other=0)
+def _rotate_rows(first_QH, second_QH, HALF: tl.constexpr):
+    """The rotation of vectors [Q, K] given as halves, fp32. Where they are of a half type, products are exact."""
+    signs = _signs(HALF).to(first_QH.dtype)
+    first_QH = tl.dot(first_QH, signs, input_precision="ieee")
+    second_QH = tl.dot(second_QH, signs, input_precision="ieee")
+    scale = 1.0 / tl.sqrt(HALF * 2.0)
+    return (first_QH + second_QH) * scale, (first_QH - second_QH) * scale
+
+
+@triton.constexpr_function
+def _four_codes(high: str, kind: str, shift: int, mask: str) -> str:
+    """Four bytes in a register -> four floats of 16 bits: each byte under an exponent's, less the middle code there."""
+    middle = "80" if mask == "0xffffffff" else "08"
+    base = f"0x{2 * (high[2:4] + middle)}"
+    taken = f"shr.b32 t, $2, {shift}; and.b32 t, t, {mask};"
+    pairs = f"prmt.b32 $0, t, {high}, 0x4140; prmt.b32 $1, t, {high}, 0x4342;"
+    return f"{{ .reg .b32 t, b; mov.b32 b, {base}; {taken} {pairs} sub.rn.{kind} $0, $0, b; sub.rn.{kind} $1, $1, b; }}"
+
+
+@triton.jit
+def _as_floats(codes, dtype: tl.constexpr, SHIFT: tl.constexpr, FOUR: tl.constexpr, ASM: tl.constexpr):
+    """uint8 codes less the middle one (128, or 8), as `dtype`; FOUR: the nibble at SHIFT.
+
+    bf16 holds 128 + 7 bits, so that the short way is for nibbles only.
+    """
+    if ASM and dtype == tl.float16:
+        if FOUR:
+            values = tl.inline_asm_elementwise(
+                _four_codes("0x64646464", "f16x2", SHIFT, "0x0f0f0f0f"), "=&r,=&r,r", [codes], dtype=tl.float16,
+                is_pure=True, pack=4)
         else:
-            # Channel d lies in byte d % (K / 2): the low nibble for the first half of the head, the high one behind.
-            packed = tl.load(values_ptr + head * (K // 2) + k % (K // 2), mask=inside, other=0)
-            codes = tl.where(k < K // 2, packed & 15, packed >> 4)
-        vectors = tl.where(k < K, codes.to(tl.float32) * scale + low, 0.0)
-    return vectors
+            values = tl.inline_asm_elementwise(
+                _four_codes("0x64646464", "f16x2", 0, "0xffffffff"), "=&r,=&r,r", [codes], dtype=tl.float16,
+                is_pure=True, pack=4)
+    elif ASM and dtype == tl.bfloat16 and FOUR:
+        values = tl.inline_asm_elementwise(
+            _four_codes("0x43434343", "bf16x2", SHIFT, "0x0f0f0f0f"), "=&r,=&r,r", [codes], dtype=tl.bfloat16,
+            is_pure=True, pack=4)
+    elif FOUR:
+        values = (((codes >> SHIFT) & 15).to(tl.float32) - 8.0).to(dtype)
+    else:
+        values = (codes.to(tl.float32) - 128.0).to(dtype)
+    return values
+
+
+@triton.jit
+def _load_codes(values_ptr, params_ptr, head_L, seen_L, dtype: tl.constexpr, KIND: tl.constexpr, HALF: tl.constexpr,
+                ASM: tl.constexpr, BLOCK_H: tl.constexpr):
+    """The head vectors `head_L` (flat place * G + kv head) as halves [L, K / 2] of `dtype`, and scale and low [L] of
+    each: number = half * scale + low. Codes are taken from their middle, so that less cancels. Zeros where not seen."""
+    h = tl.arange(0, BLOCK_H)[None, :]
+    inside_LH = seen_L[:, None] & (h < HALF)
+    scale_L = tl.zeros(head_L.shape, tl.float32)
+    low_L = scale_L
+    if KIND == 1 or KIND == 2:
+        scale_L = tl.load(params_ptr + head_L * 2, mask=seen_L, other=0.0).to(tl.float32)
+        low_L = tl.load(params_ptr + head_L * 2 + 1, mask=seen_L, other=0.0).to(tl.float32)
+        low_L += scale_L * (128.0 if KIND == 1 else 8.0)
+    elif KIND == 3:
+        scale_L = tl.load(params_ptr + head_L, mask=seen_L, other=0.0).to(tl.float32)
+    if KIND == 2:
+        # Channel d lies in byte d % (K / 2): the low nibble for the first half of the head, the high one behind.
+        packed_LH = tl.load(values_ptr + head_L[:, None] * HALF + h, mask=inside_LH, other=0)
+        first_LH = _as_floats(packed_LH, dtype, 0, True, ASM)
+        second_LH = _as_floats(packed_LH, dtype, 4, True, ASM)
+    else:
+        at_LH = values_ptr + head_L[:, None] * (2 * HALF) + h
+        first_LH = tl.load(at_LH, mask=inside_LH, other=0)
+        second_LH = tl.load(at_LH + HALF, mask=inside_LH, other=0)
+        if KIND == 1:
+            first_LH = _as_floats(first_LH, dtype, 0, False, ASM)
+            second_LH = _as_floats(second_LH, dtype, 0, False, ASM)
+        elif KIND == 3:
+            first_LH = first_LH.to(tl.float8e4nv, bitcast=True).to(dtype)
+            second_LH = second_LH.to(tl.float8e4nv, bitcast=True).to(dtype)
+    return first_LH, second_LH, scale_L, low_L
 
 
 @triton.jit

@@ -25,6 +25,33 @@ UNSIGNED, SIGNED, E4M3 = 0, 1, 2
 CHUNK = 128
 
 
+@triton.jit
+def _prefetch(base_N, first, last, STRIDE: tl.constexpr):
+    """Asks for the bytes at base_N + first..last * STRIDE to be brought to the second-level cache."""
+    for unit in range(first, last, 8):
+        unit_U = tl.minimum(unit + tl.arange(0, 8), last - 1)
+        at_NU = base_N[:, None] + unit_U[None, :].to(tl.int64) * STRIDE
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at_NU], dtype=tl.int32,
+                                  is_pure=False, pack=1)
+
+
+@triton.jit
+def _start_early(w_ptr, row_N, first, last, M, stride, KIND: tl.constexpr, EARLY: tl.constexpr):
+    """Launched while the kernel before still runs: lets the next one start too, asks for EARLY chunks of weights, which
+    no kernel changes, and waits for what the one before leaves."""
+    tl.extra.cuda.gdc_launch_dependents()
+    last = tl.minimum(last, first + EARLY)
+    row_N = tl.minimum(row_N, stride - 1)
+    if KIND == 2:
+        base_N = w_ptr + (row_N // 16).to(tl.int64) * (tl.cdiv(M, 128) * 512) + (row_N % 16) * 32
+        _prefetch(base_N.to(tl.int64), first, last, 1024)
+    elif KIND == 1:
+        _prefetch((w_ptr + row_N.to(tl.int64) * M).to(tl.int64), first, last, 128)
+    else:
+        _prefetch((w_ptr + row_N.to(tl.int64) * M).to(tl.int64), first * 2, last * 2, 128)
+    tl.extra.cuda.gdc_wait()
+
+
 @triton.constexpr_function
 def _two_codes(place: int, bias: int) -> str:
     """Two words in a register -> two codes less their zeros: a shift, a masked or, a subtraction."""
@@ -176,15 +203,17 @@ def _product_rows(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, rstd_T, row_N, 
 def _product(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, row_N, token_T, T, M, stride, eps,
              KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr, GROUP: tl.constexpr, BIAS: tl.constexpr,
              NORM: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, EVEN: tl.constexpr, FOLD: tl.constexpr,
-             ASM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
-             BLOCK_K: tl.constexpr):
+             ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+             BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
     """This split's share of a tile, [N, T] fp32. The split is program axis 1."""
-    rstd_T = _rstd(sums_ptr, token_T, T, M, eps, NORM, PARTS, BLOCK_P)
     chunks = tl.cdiv(M, BLOCK_K)
     share = tl.cdiv(chunks, SPLITS)
     # A split behind the end has nothing to add: its range is empty.
     first = tl.minimum(tl.program_id(1) * share, chunks)
     last = tl.minimum(first + share, chunks)
+    if EARLY > 0:
+        _start_early(w_ptr, row_N, first, last, M, stride, KIND, EARLY)
+    rstd_T = _rstd(sums_ptr, token_T, T, M, eps, NORM, PARTS, BLOCK_P)
     if KIND == 2:
         acc_NT = _product_nibbles(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, rstd_T, row_N, token_T, first, last,
                                   T, M, stride, NORM, EVEN, ZEROS, GROUP // 32, BIAS, FOLD, ASM, BLOCK_N, BLOCK_T)

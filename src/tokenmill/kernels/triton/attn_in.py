@@ -53,10 +53,11 @@ def _finish_head(first_HT, second_HT, head, token_T, h, T, cos_ptr, sin_ptr, log
     inside_T = token_T < T
     inside_HT = (h < HALF)[:, None] & inside_T[None, :]
     if head < H + G:
-        if Q_NORM:
+        # Two ifs: the outer one is settled when the kernel is compiled.
+        if Q_NORM:  # noqa: SIM102
             if head < H:
                 first_HT, second_HT = _norm_head(first_HT, second_HT, q_norm_ptr, q_eps, h, HALF, dtype)
-        if K_NORM:
+        if K_NORM:  # noqa: SIM102
             if head >= H:
                 first_HT, second_HT = _norm_head(first_HT, second_HT, k_norm_ptr, k_eps, h, HALF, dtype)
         angle_HT = token_T[None, :] * HALF + h[:, None]
@@ -105,7 +106,8 @@ def _project(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_pt
              sin_ptr, logn_ptr, writes_ptr, q_norm_ptr, k_norm_ptr, q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr,
              q_eps, k_eps, M, stride, eps, KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr,
              GROUP: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-             EVEN: tl.constexpr, FOLD: tl.constexpr, ASM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+             EVEN: tl.constexpr, FOLD: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr,
+            BLOCK_N: tl.constexpr,
              BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
              HALF: tl.constexpr, CACHE: tl.constexpr, ROTATE: tl.constexpr, Q_NORM: tl.constexpr,
              K_NORM: tl.constexpr, LOGN: tl.constexpr):
@@ -114,7 +116,7 @@ def _project(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_pt
     row_N = head * BLOCK_N + tl.arange(0, BLOCK_N)
     token_T = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)
     acc_NT = _product(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, row_N, token_T, T, M, stride, eps, KIND,
-                      SIGN, ZEROS, GROUP, BIAS, NORM, PARTS, BLOCK_P, EVEN, FOLD, ASM, SPLITS, BLOCK_N, BLOCK_T,
+                      SIGN, ZEROS, GROUP, BIAS, NORM, PARTS, BLOCK_P, EVEN, FOLD, ASM, EARLY, SPLITS, BLOCK_N, BLOCK_T,
                       BLOCK_K)
     tile = tl.program_id(2) * tl.num_programs(0) + head
     acc_NT, mine = _meet(acc_NT, scratch_ptr, counters_ptr, tile, SPLITS, BLOCK_N, BLOCK_T)
