@@ -35,6 +35,7 @@ from tokenmill.api.response import Response, Session, response_of
 from tokenmill.api.rows import NAMES as ROW_NAMES
 from tokenmill.api.rows import Rows
 from tokenmill.api.scoring import cross_entropy, reward
+from tokenmill.config import MediaConfig
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.types import TextRequest
 
@@ -43,7 +44,7 @@ GenConfigs = GenerationConfig | list[GenerationConfig] | None
 # Prompts tokenized and handed over ahead of the engine's seats; more would only fill memory.
 AHEAD = 512
 # Arguments of LMDeploy's pipeline that change nothing here.
-_IGNORED = ("max_log_len", "allowed_media_domains", "vision_config")
+_IGNORED = ("max_log_len", "vision_config")
 
 __all__ = ["Pipeline", "Response", "Session", "pipeline"]
 
@@ -65,13 +66,15 @@ def pipeline(
         raise ConfigError("speculative decoding is not served; leave speculative_config out")
     for name in _IGNORED:
         others.pop(name, None)
+    # Whoever runs a pipeline may read files and the web anyway.
+    media = MediaConfig(tuple(others.pop("allowed_media_domains", None) or ("*",)), "/")
     trust = bool(others.pop("trust_remote_code", False))
     tp = others.pop("tp", None)
     if others:
         raise ConfigError(f"pipeline has no argument {', '.join(sorted(others))}")
     if tp is not None and backend_config is None:
         backend_config = TurbomindEngineConfig(tp=tp, enable_prefix_caching=True)
-    config = engine_config(str(model_path), backend_config, trust)
+    config = replace(engine_config(str(model_path), backend_config, trust), media=media)
     choice = template_choice(chat_template_config)
 
     async def open_engine() -> TextEngine:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenmill.api.prompts import with_images
 from tokenmill.types import Chunk, Message, RawArray, TextLogprob
 
 if TYPE_CHECKING:
@@ -137,4 +138,6 @@ class Session:
 
 
 def _as_messages(prompt: Any) -> list[Message]:
+    if isinstance(prompt, tuple):
+        return [with_images(prompt)]
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
