@@ -60,6 +60,19 @@ def ssl_files() -> tuple[str | None, str | None]:
     return os.environ.get("SSL_KEYFILE"), os.environ.get("SSL_CERTFILE")
 
 
+def kernels() -> tuple[str, ...] | None:
+    """Kernel backends for GPUs in order of preference, instead of our own choice; `reference` alone is plain torch."""
+    value = os.environ.get("TOKENMILL_KERNELS")
+    if value is None:
+        return None
+    return tuple(name.strip() for name in value.split(",") if name.strip() not in ("", "reference"))
+
+
+def early_launch() -> bool:
+    """Start GPU kernels before their predecessor ends (programmatic dependent launch)."""
+    return _flag("TOKENMILL_EARLY_LAUNCH")
+
+
 def cuda_home() -> str | None:
     return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or None
 
@@ -79,3 +92,8 @@ def num_threads() -> int | None:
     """Threads of the CPU backend, as OpenMP's own variable says."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) > 0 else None
+
+
+def without_blas_threads() -> dict[str, str]:
+    """The environment of a child that multiplies nothing: each of numpy's threads would take address space there."""
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}

@@ -77,11 +77,15 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """An image a prompt refers to: its content digest and the span of placeholder tokens it fills."""
+    """An image a prompt refers to: its content digest and the span of placeholder tokens it fills.
+
+    `source`: the file with its pixels, which lasts as long as the request.
+    """
 
     digest: str
     offset: int
     num_tokens: int
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def test_command_lines(tmp_path, model, case, capsys):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == method
     out, err = capsys.readouterr()
-    assert '"held_out"' in out and "block 2/2" in err
+    assert '"held_out"' in out and "2/2 blocks" in err and "next: tokenmill chat" in out
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 

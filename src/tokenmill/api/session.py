@@ -6,8 +6,9 @@ stop string that completes aborts the engine's request; closing the iterator ear
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 
 from tokenmill.api.answer import Answer, Parsers
 from tokenmill.api.codec import Codec
@@ -54,6 +55,16 @@ class ServedModel:
             wish, answer = await self._prepare(request)
         finally:
             aborted = self._preparing.pop(request.id, False)
+        try:
+            async with aclosing(self._answered(request, wish, answer, aborted)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._parts.codec.release(wish.media)
+
+    async def _answered(
+        self, request: TextRequest, wish: Request, answer: Answer, aborted: bool
+    ) -> AsyncGenerator[Chunk, None]:
         if aborted:
             usage = Usage(prompt_tokens=len(wish.prompt_ids))
             yield Chunk(finish=Finish.ABORT, prompt_ids=wish.prompt_ids, usage=usage)
@@ -91,12 +102,16 @@ class ServedModel:
         parts, vocabulary = self._parts, self._parts.codec.tokenizer.vocabulary
         tools = chosen_tools(request, parts.parsers.tools is not None)
         request = constrained(request, tools, parts.parsers)
-        prompt_ids = await parts.codec.prompt_ids(request, tools)
-        stops = stops_of(request, parts.end, vocabulary)
-        wish = engine_request(request, prompt_ids, stops, self.limits)
-        await self._check_grammar(request)
-        parsers = parsers_for(parts.parsers, request, vocabulary) if request.chat else Parsers()
-        return wish, Answer(request, prompt_ids, vocabulary, stops, parsers)
+        written = await parts.codec.write(request, tools)
+        try:
+            stops = stops_of(request, parts.end, vocabulary)
+            wish = replace(engine_request(request, written.ids, stops, self.limits), media=written.media)
+            await self._check_grammar(request)
+            parsers = parsers_for(parts.parsers, request, vocabulary) if request.chat else Parsers()
+            return wish, Answer(request, written.ids, vocabulary, stops, parsers)
+        except BaseException:
+            parts.codec.release(written.media)
+            raise
 
     async def _check_grammar(self, request: TextRequest) -> None:
         if request.grammar is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from tokenmill.cli.parser import Parser
+from tokenmill.cli.progress import progress
 
 
 def add_arguments(parser: Parser) -> None:
@@ -18,9 +18,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tokenmill.weights.convert import convert_weights
 
-    def progress(done: int, total: int) -> None:
-        print(f"\r{done}/{total} tensors", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
-    convert_weights(args.source, args.destination, args.to, progress)
-    print(f"wrote {args.destination}")
+    with progress(f"to {args.to}", "tensors") as show:
+        convert_weights(args.source, args.destination, args.to, show)
+    print(f"wrote {args.destination}; next: tokenmill chat {args.destination}")
     return 0

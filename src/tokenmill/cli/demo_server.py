@@ -1,4 +1,7 @@
-"""The demo's server: a process of its own on a free loopback port, asked through the `openai` client, then ended."""
+"""The demo's servers: processes of their own on free loopback ports, asked through the `openai` client, then ended.
+
+The 4-bit copy is served beside its source, with a 4-bit KV cache.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import ConfigError, EngineDeadError
 
 START_S, END_S, POLL_S = 120.0, 20.0, 0.1
 QUESTION = {"role": "user", "content": "What is 35 + 24?"}
+W4 = "w4-int4kv"
+BESIDE = ("What is 27 + 48?", "你好，请介绍一下你自己。")
 STREAMED = {"role": "user", "content": "写一个300字的童话故事"}
 
 
@@ -43,11 +49,11 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 @contextmanager
-def server(model: str) -> Iterator[str]:
+def server(model: str, *flags: str) -> Iterator[str]:
     """The address of a running server; it is told to drain at the end and must end with 0."""
     port = free_port()
     command = [sys.executable, "-m", "tokenmill", "serve", "api_server", model]
-    command += ["--server-name", "127.0.0.1", "--server-port", str(port)]
+    command += ["--server-name", "127.0.0.1", "--server-port", str(port), *flags]
     print(f"$ tokenmill {' '.join(command[3:])}", flush=True)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -92,8 +98,8 @@ def ask_streaming(client: Any, name: str) -> None:
     print(f"\n[streamed: TTFT {(first - started) * 1e3:.0f} ms, {tokens} tokens, {rate:.0f} tokens/s]")
 
 
-def show_server(model: str) -> None:
-    """Starts a server for `model`, asks it both ways, ends it."""
+def show_server(model: str, copy: Path | None = None) -> None:
+    """Starts a server for `model`, asks it both ways, and its quantized copy beside it; ends them."""
     try:
         import openai
     except ImportError:
@@ -104,3 +110,28 @@ def show_server(model: str) -> None:
         print(f"openai {openai.__version__}: models.list().data[0].id is {name!r}")
         ask(client, name)
         ask_streaming(client, name)
+        if copy is not None:
+            show_beside(client, name, copy)
+
+
+def show_beside(client: Any, name: str, copy: Path) -> None:
+    """The same questions to both servers, answers side by side."""
+    import openai
+
+    print("\nThe 4-bit copy with a 4-bit KV cache, beside it:")
+    with server(str(copy), "--quant-policy", "4", "--model-name", W4) as url:
+        beside = openai.OpenAI(base_url=url, api_key="none")
+        for question in BESIDE:
+            print(f"user: {question}")
+            for asked, shown in ((client, name), (beside, W4)):
+                print(f"{shown}: {one_answer(asked, shown, question)}")
+
+
+def one_answer(client: Any, name: str, question: str) -> str:
+    """The greedy answer with its rate."""
+    started = time.perf_counter()
+    done = client.chat.completions.create(
+        model=name, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=96
+    )
+    rate = done.usage.completion_tokens / max(time.perf_counter() - started, 1e-9)
+    return f"{done.choices[0].message.content} [{done.usage.completion_tokens} tokens, {rate:.0f} tokens/s]"

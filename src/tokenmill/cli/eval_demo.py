@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import time
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
 from tokenmill.cli.options import add_engine_flags, positive
 from tokenmill.cli.parser import Parser
+from tokenmill.cli.progress import progress
 from tokenmill.cli.table import table
 
 if TYPE_CHECKING:
@@ -36,13 +36,10 @@ async def measure(args: argparse.Namespace) -> list[Score]:
     if args.limit:
         items = [i for name in SETS for i in [x for x in items if x.set == name][: args.limit]]
 
-    def progress(done: int) -> None:
-        if sys.stderr.isatty() or done % 100 == 0 or done == len(items):
-            print(f"\r{done}/{len(items)} answers", end="" if done < len(items) else "\n", file=sys.stderr, flush=True)
-
     engine = await open_engine(args, args.model)
     try:
-        return await run_demo(engine, items, progress, args.show)
+        with progress("held-out sets", "answers") as show:
+            return await run_demo(engine, items, lambda done: show(done, len(items)), args.show)
     finally:
         await engine.close()
 

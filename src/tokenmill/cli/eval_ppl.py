@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenmill.cli.options import add_engine_flags, positive
 from tokenmill.cli.parser import Parser
+from tokenmill.cli.progress import progress
 from tokenmill.errors import FormatError
 
 
@@ -39,7 +40,8 @@ async def measure(args: argparse.Namespace) -> str:
         window = args.window or min(engine.limits.max_model_tokens, 2048)
         stride = args.stride or max(window // 2, 1)
         started = time.perf_counter()
-        found = await perplexity(engine.engine, ids, window, stride)
+        with progress("perplexity", "windows") as show:
+            found = await perplexity(engine.engine, ids, window, stride, show)
     finally:
         await engine.close()
     seconds = time.perf_counter() - started

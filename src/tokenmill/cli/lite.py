@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenmill.cli.parser import Parser
+from tokenmill.cli.progress import progress
 from tokenmill.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenmill.quant.recipe import Recipe
+    from tokenmill.quant.text import Tokens
 
 DTYPES = ("auto", "float16", "bfloat16")
 DEVICES = ("auto", "cuda", "cpu")
@@ -32,7 +32,7 @@ class Defaults:
 
 def add_common(parser: Parser, defaults: Defaults = Defaults()) -> None:
     """The options of every `lite` verb, LMDeploy's and ours."""
-    parser.add_argument("model", type=Path, help="a checkpoint folder")
+    parser.add_argument("model", help="a checkpoint folder, a hub name, or demo")
     parser.add_argument("--work-dir", type=Path, default=Path("./work_dir"), help="where to write; must not exist")
     parser.add_argument(
         "--calib-dataset", default="python-docs",
@@ -47,8 +47,8 @@ def add_common(parser: Parser, defaults: Defaults = Defaults()) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the windows drawn from the calibration text")
     parser.add_switch("--resume", "go on where an interrupted run of the same command stopped")
     parser.add_argument("--max-kl", type=float, default=None, help="refuse to finish above this KL on held-out text")
-    parser.add_argument("--revision", default=None, help="accepted for a folder: it has one revision")
-    parser.add_argument("--download-dir", default=None, help="accepted for a folder: nothing is downloaded")
+    parser.add_argument("--revision", default=None, help="of a hub name")
+    parser.add_argument("--download-dir", default=None, help="where hub models are kept")
     parser.add_switch("--trust-remote-code", "accepted; code in a checkpoint is never run")
 
 
@@ -71,36 +71,40 @@ def group_of(size: int) -> int | None:
     return None if size == -1 else size
 
 
+def read_tokens(args: argparse.Namespace) -> tuple[Path, Tokens]:
+    """The source's folder, and calibration windows in its tokens."""
+    from tokenmill.api.hub import resolve_model
+    from tokenmill.quant.text import Choice, calibration
+    from tokenmill.tokenize.loader import load_tokenizer
+
+    choice = Choice(args.calib_dataset, args.calib_samples, args.calib_seqlen, args.seed)
+    source = resolve_model(args.model, args.revision, args.download_dir)
+    tokenizer = load_tokenizer(source)
+    return source, calibration(choice, lambda text: tokenizer.encode(text, add_special_tokens=False))
+
+
 def quantize(args: argparse.Namespace, recipe: Recipe) -> int:
     """Runs a verb: tokens, blocks, folder, and a few lines on how good it is."""
     import torch
 
     from tokenmill.quant.job import Job
+    from tokenmill.quant.report import PAGE
     from tokenmill.quant.run import quantize_folder
-    from tokenmill.quant.text import Choice, calibration
-    from tokenmill.tokenize.loader import load_tokenizer
 
     device = device_of(args.device)
-    choice = Choice(args.calib_dataset, args.calib_samples, args.calib_seqlen, args.seed)
-    tokenizer = load_tokenizer(args.model)
-    tokens = calibration(choice, lambda text: tokenizer.encode(text, add_special_tokens=False))
+    source, tokens = read_tokens(args)
     job = Job(
-        args.model, args.work_dir, recipe, tokens, torch.device(device), args.resume, args.max_kl,
+        source, args.work_dir, recipe, tokens, torch.device(device), args.resume, args.max_kl,
         None if args.dtype == "auto" else getattr(torch, args.dtype),
     )  # fmt: skip
-    outcome = quantize_folder(job, _progress(time.monotonic()))
-    print(f"wrote {args.work_dir} ({_size(args.work_dir)} from {_size(args.model)})")
+    with progress(recipe.method, "blocks") as show:
+        outcome = quantize_folder(job, lambda done, total, error: show(done, total, f"error {error:.3g}"))
+    print(f"wrote {args.work_dir} ({_size(args.work_dir)} from {_size(source)})")
     if outcome.quality is not None:
         print(json.dumps({"held_out": outcome.quality.facts()}))
+    print(f"report: {args.work_dir / PAGE}")
+    print(f"next: tokenmill chat {args.work_dir}")
     return 0
-
-
-def _progress(begun: float) -> Any:
-    def show(done: int, total: int, error: float) -> None:
-        left = (time.monotonic() - begun) / done * (total - done)
-        print(f"block {done}/{total}  error {error:.3g}  {left:.0f} s left", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _size(folder: Path) -> str:

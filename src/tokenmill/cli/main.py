@@ -60,8 +60,9 @@ _LITE = Group(
         "auto_gptq": Verb("lite_auto_gptq", "2-, 3-, 4- or 8-bit weights by GPTQ"),
         "smooth_quant": Verb("lite_smooth_quant", "8-bit weights and activations, int8 or fp8"),
         "blocked_fp8": Verb("lite_blocked_fp8", "fp8 weights with a scale per block"),
-        "calibrate": Verb("", "activation statistics", later="each lite verb calibrates by itself"),
-        "kv_qparams": Verb("", "scales of an 8-bit KV cache", later="the KV cache needs none: --quant-policy 8"),
+        "advise": Verb("lite_advise", "which form to serve here: measured, with reasons"),
+        "calibrate": Verb("lite_calibrate", "activation statistics in LMDeploy's files"),
+        "kv_qparams": Verb("lite_kv_qparams", "scales for the int8 KV cache of LMDeploy's first workspaces"),
     },
 )
 _CHECK = Group(
@@ -78,12 +79,14 @@ _BENCH = Group(
         "engine": Verb("bench_engine", "tokens per second of the engine, without HTTP"),
         "serve": Verb("bench_serve", "latency and throughput of a running server"),
         "host": Verb("bench_host", "microseconds of planning per step, without a model"),
+        "kernels": Verb("bench_kernels", "every GPU kernel against its floor and against torch"),
     },
 )
 _EVAL = Group(
     "quality of a model",
     {
         "ppl": Verb("eval_ppl", "perplexity on a text file"),
+        "compare": Verb("eval_compare", "two models on one text: KL, top-1 agreement, perplexities"),
         "demo": Verb("eval_demo", "the held-out sets of the built-in model"),
     },
 )

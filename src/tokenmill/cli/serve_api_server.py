@@ -28,7 +28,6 @@ IGNORED_SWITCHES = {
 # LMDeploy's flags for single admin routes.
 ADMIN_SWITCHES = {"--allow-terminate-by-client": "terminate", "--enable-abort-handling": "abort_request"}
 NOT_SERVED = {
-    "--allowed-media-domains": Later("images are not served yet", many=True),
     "--meta-instruction": Later("send a system message, or write it into --chat-template FILE.json"),
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenmill.engine.contract import Engine
@@ -17,6 +18,7 @@ from tokenmill.errors import ConfigError, RequestError
 from tokenmill.types import Finish, Request, Sampling, Stop, Want
 
 CONCURRENCY = 8
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,22 @@ async def span_nll(engine: Engine, ids: tuple[int, ...], span: Span, request_id:
     return -math.fsum(values), len(values)
 
 
-async def perplexity(engine: Engine, ids: tuple[int, ...], window: int, stride: int) -> Perplexity:
-    """Perplexity of `ids`. At most CONCURRENCY windows are under way at once."""
+async def perplexity(
+    engine: Engine, ids: tuple[int, ...], window: int, stride: int, progress: Progress = lambda done, total: None
+) -> Perplexity:
+    """Perplexity of `ids`. At most CONCURRENCY windows are under way at once; `progress` hears of each."""
     if len(ids) < 2:
         raise ConfigError(f"the text has {len(ids)} tokens; perplexity needs at least 2")
-    gate = asyncio.Semaphore(CONCURRENCY)
+    gate, done, windows = asyncio.Semaphore(CONCURRENCY), 0, list(spans(len(ids), window, stride))
 
     async def one(number: int, span: Span) -> tuple[float, int]:
+        nonlocal done
         async with gate:
-            return await span_nll(engine, ids, span, f"ppl-{number}")
+            part = await span_nll(engine, ids, span, f"ppl-{number}")
+        done += 1
+        progress(done, len(windows))
+        return part
 
-    parts = await asyncio.gather(*(one(n, span) for n, span in enumerate(spans(len(ids), window, stride))))
+    parts = await asyncio.gather(*(one(n, span) for n, span in enumerate(windows)))
     tokens = sum(count for _, count in parts)
     return Perplexity(math.fsum(nll for nll, _ in parts) / tokens, tokens, len(parts))

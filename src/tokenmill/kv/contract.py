@@ -7,7 +7,7 @@ chunk's own tokens too, so quantized caches give the same values under every chu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, device, dtype
 
@@ -49,4 +49,18 @@ class KVKind(Protocol):
 
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of whole tables, [R, B * S, G, K] each, dequantized to fp32."""
+        ...
+
+
+@runtime_checkable
+class Rotating(Protocol):
+    """A kind that stores K and V rotated. Attention of `turn(q)` over what `read_turned` gives, turned again, is the
+    attention over `read`'s: one small product a query in place of one for every token of the context."""
+
+    def turn(self, x: Tensor) -> Tensor:
+        """x [..., K] rotated, in fp32; its own inverse."""
+        ...
+
+    def read_turned(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
+        """As `read`, still rotated."""
         ...

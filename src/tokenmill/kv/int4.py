@@ -1,7 +1,8 @@
 """KV kind `int4`: 4-bit codes of Hadamard-rotated K and V; planes as `int4-plain`. The 4-bit default.
 
 The rotation spreads a few large channels over all of them, which recovers nearly all that plain 4-bit loses (SAW-INT4,
-arXiv 2604.19157). K is rotated after RoPE.
+arXiv 2604.19157). K is rotated after RoPE. Attention may rotate its queries and its result instead of rotating back
+what it reads (`Rotating`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ class Int4Kind(Int4PlainKind):
 
     def decode(self, x: Tensor) -> Tensor:
         return rotate(x)
+
+    def turn(self, x: Tensor) -> Tensor:
+        return rotate(x)
+
+    def read_turned(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
+        return self.stored(pages, tables_RB)
 
 
 KIND = Int4Kind()

@@ -47,9 +47,14 @@ class Int4PlainKind:
         return self.decode(k), self.decode(v)
 
     def read(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.stored(pages, tables_RB)
+        return self.decode(k), self.decode(v)
+
+    def stored(self, pages: KVPages, tables_RB: Tensor) -> tuple[Tensor, Tensor]:
+        """What was quantized, of whole tables."""
         planes = {name: blocks(plane, tables_RB) for name, plane in pages.planes.items()}
         k, v = (dequantize(unpack4(planes[name]), planes[f"{name}_params"]) for name in ("k", "v"))
-        return self.decode(k), self.decode(v)
+        return k, v
 
     def encode(self, x: Tensor) -> Tensor:
         """What is quantized in place of x."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenmill import __version__
-from tokenmill.models.spec import layer_linears, layer_vectors
+from tokenmill.models.spec import layer_linears, layer_plain
+from tokenmill.quant import report
 from tokenmill.quant.job import Job, Opened, Outcome
 from tokenmill.quant.store import BlockStore
 from tokenmill.weights.checkpoint import read_json
 from tokenmill.weights.convert import Item, items, write_config
 from tokenmill.weights.export import Export, staged
-
-REPORT = "quantization_report.json"
 
 
 def write_folder(job: Job, opened: Opened, store: BlockStore, outcome: Outcome) -> None:
@@ -30,27 +26,15 @@ def write_folder(job: Job, opened: Opened, store: BlockStore, outcome: Outcome) 
             config["dtype" if "dtype" in config else "torch_dtype"] = str(job.dtype).removeprefix("torch.")
         write_config(out, config, replace(outcome.scheme, skip=head))
         out.copy_beside(job.source)
-        out.add_json(REPORT, report(job, outcome))
+        _write_report(job, outcome, out)
         out.finish({"method": job.recipe.method})
 
 
-def report(job: Job, outcome: Outcome) -> dict[str, Any]:
-    """What a reader of the folder may ask: how it was made, on what, and how far from the source it is."""
-    return {
-        "tokenmill": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": job.device.type,
-        "recipe": job.recipe.facts(),
-        "calibration": {
-            "origin": job.tokens.origin,
-            "samples": len(job.tokens.samples),
-            "window_tokens": len(next(iter((*job.tokens.samples, *job.tokens.held)), ())),
-            "sha256": job.tokens.digest,
-        },
-        "relative_error_after_layer": outcome.errors,
-        "held_out": None if outcome.quality is None else outcome.quality.facts(),
-    }
+def _write_report(job: Job, outcome: Outcome, out: Export) -> None:
+    told = report.facts(job, outcome)
+    out.add_json(report.REPORT, told)
+    out.add_bytes(report.PAGE, report.page(told, out.tensor_bytes).encode())
+    out.add_bytes(report.PLOT, report.plot(outcome.errors).encode())
 
 
 def _write_tensors(job: Job, opened: Opened, store: BlockStore, out: Export) -> None:
@@ -72,9 +56,9 @@ def _owners(opened: Opened) -> dict[str, int]:
     found: dict[str, int] = {}
     for index in range(opened.arch.num_layers):
         prefix = opened.prefix(index)
-        linears = layer_linears(opened.family, opened.arch)
+        linears = layer_linears(opened.family, opened.arch, index)
         names = [*linears, *(f"{n}.weight" for n in linears), *(f"{n}.bias" for n in linears)]
-        found |= {prefix + name: index for name in (*names, *layer_vectors(opened.family, opened.arch))}
+        found |= {prefix + name: index for name in (*names, *layer_plain(opened.family, opened.arch, index))}
     return found
 
 

@@ -53,11 +53,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Windows of ids. digest: SHA-256 over all of them, for reports and for resuming."""
+    """Windows of ids. seed: that drew them. digest: SHA-256 over all of them, for reports and for resuming."""
 
     samples: tuple[tuple[int, ...], ...]
     held: tuple[tuple[int, ...], ...]
     origin: str
+    seed: int = 0
 
     @property
     def digest(self) -> str:
@@ -67,13 +68,21 @@ class Tokens:
 def calibration(choice: Choice, encode: Encode) -> Tokens:
     """The windows of a choice. ConfigError where the text is too short for one window."""
     path = Path(choice.dataset)
-    if path.suffix == ".npy":
-        return draw(_read_ids(path), choice, path.name)
     if path.suffix in SUFFIXES:
-        return draw(_encode(_read_texts(path), encode, None), choice, path.name)
-    if choice.dataset != OWN:
-        _say_instead(choice.dataset)
-    return draw(_encode(python_text(), encode, (choice.samples + choice.held) * choice.seqlen), choice, OWN)
+        return draw(text_ids(choice.dataset, encode, None), choice, path.name)
+    return draw(text_ids(choice.dataset, encode, (choice.samples + choice.held) * choice.seqlen), choice, OWN)
+
+
+def text_ids(dataset: str, encode: Encode, enough: int | None) -> np.ndarray:
+    """Ids of a whole file, or of at least `enough` of a text that stands in for a set."""
+    path = Path(dataset)
+    if path.suffix == ".npy":
+        return _read_ids(path)
+    if path.suffix in SUFFIXES:
+        return _encode(_read_texts(path), encode, enough)
+    if dataset != OWN:
+        _say_instead(dataset)
+    return _encode(python_text(), encode, enough)
 
 
 def _say_instead(name: str) -> None:
@@ -100,7 +109,7 @@ def draw(ids: np.ndarray, choice: Choice, origin: str) -> Tokens:
     starts = np.random.default_rng(choice.seed).integers(0, max(room - size, 0) + 1, choice.samples)
     samples = tuple(tuple(ids[start : start + size].tolist()) for start in starts)
     kept = tuple(tuple(ids[room + i * size : room + (i + 1) * size].tolist()) for i in range(held))
-    return Tokens(samples, kept, origin)
+    return Tokens(samples, kept, origin, choice.seed)
 
 
 def _encode(texts: Iterable[str], encode: Encode, enough: int | None) -> np.ndarray:

@@ -32,7 +32,7 @@ SHARD_BYTES = 2_000_000_000
 # What belongs to a checkpoint beside its weights: tokenizer, generation settings, templates, remote code, licences.
 COPIED = (".json", ".txt", ".model", ".py", ".jinja", ".md", ".tiktoken", ".vocab")
 COPIED_STEMS = ("LICENSE", "NOTICE")
-NOT_COPIED = ("config.json", "quantize_config.json", MANIFEST, "quantization_report.json")
+NOT_COPIED = ("config.json", "quantize_config.json", MANIFEST, "quantization_report.json", "REPORT.md")
 
 
 class Export:
@@ -55,6 +55,11 @@ class Export:
         # A view would keep alive all it was cut from.
         self._held[name] = tensor.detach().cpu().clone()
         self._held_bytes += tensor.nbytes
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of all tensors so far."""
+        return self._held_bytes + sum(sum(shard.values()) for shard in self._shards)
 
     def add_json(self, file: str, value: dict[str, Any]) -> None:
         self.add_bytes(file, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

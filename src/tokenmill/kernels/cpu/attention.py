@@ -4,6 +4,8 @@ One-token rows go in bunches whose K and V fit a core's cache: larger copies are
 handing out of it costs more than the attention. The g query heads that share a kv head go as g queries of one head, so
 that K and V are never repeated.
 
+A cache that is stored rotated is read as it is: queries are rotated before and the result after.
+
 Copying whole blocks brings in what lies behind a row's end: it is masked, but a NaN there (a row that failed, in a
 block given on) would survive the mask. A result that is not finite is therefore computed again by the reference, which
 reads only the row's own tokens; that costs time where a row has failed, and nothing otherwise.
@@ -24,7 +26,7 @@ from torch.nn import functional
 from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.kernels.ops import AttentionFacts
 from tokenmill.kernels.reference.attention import attention as reference
-from tokenmill.kv.contract import KVPages, KVShape
+from tokenmill.kv.contract import KVPages, KVShape, Rotating
 
 # K and V of a bunch in fp32: measured best near 1 MiB with a second-level cache of 2 MiB.
 BUNCH_BYTES = 1 << 20
@@ -38,6 +40,10 @@ def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: A
         return reference(q_THK, pages, rows, group, facts)
     chunks = rows.chunks or ()
     singles = chunks[0].row if chunks else min(len(q_THK), len(rows.totals_R))
+    rotating = pages.kind if isinstance(pages.kind, Rotating) else None
+    given_THK = q_THK
+    if rotating:
+        q_THK = rotating.turn(q_THK)
     out_THK = torch.zeros_like(q_THK)
     for first, last, context in bunches(rows.totals_R[:singles].tolist(), pages.shape):
         table_RB, totals_R = rows.tables[group][first:last], rows.totals_R[first:last]
@@ -45,8 +51,10 @@ def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: A
     for chunk in chunks:
         span = slice(chunk.start, chunk.start + chunk.num_tokens)
         out_THK[span] = _chunk(q_THK[span], pages, rows, group, (chunk, facts.scale))
+    if rotating:
+        out_THK = rotating.turn(out_THK).to(given_THK.dtype)
     # One number of the whole tells whether any is not finite (an overflow of the sum only costs a second look).
-    return out_THK if math.isfinite(out_THK.sum().item()) else reference(q_THK, pages, rows, group, facts)
+    return out_THK if math.isfinite(out_THK.sum().item()) else reference(given_THK, pages, rows, group, facts)
 
 
 def bunches(totals: list[int], shape: KVShape) -> Iterator[tuple[int, int, int]]:
@@ -103,4 +111,6 @@ def _chunk(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, sizes: tupl
 
 def _context(pages: KVPages, table_RB: Tensor, context: int) -> tuple[Tensor, Tensor]:
     blocks = max(1, -(-context // pages.shape.block_tokens))
+    if isinstance(pages.kind, Rotating):
+        return pages.kind.read_turned(pages, table_RB[:, :blocks])
     return pages.kind.read(pages, table_RB[:, :blocks])

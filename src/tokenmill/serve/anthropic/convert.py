@@ -85,7 +85,7 @@ def _plain(message: InputMessage) -> Iterator[dict[str, Any]]:
         yield from (_tool_result(block) for block in results)
         rest = [block for block in message.content if block.type != "tool_result"]
         if rest or not results:
-            yield {"role": message.role, "content": _texts(rest)}
+            yield {"role": message.role, "content": _content(rest)}
 
 
 def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
@@ -123,6 +123,23 @@ def _result_text(content: Any) -> str:
     if not all(isinstance(text, str) for text in texts):
         raise RequestError("a tool_result's content is a text or a list of text blocks", 400, param="messages")
     return "\n".join(map(str, texts))
+
+
+def _content(blocks: Sequence[Block]) -> str | list[dict[str, Any]]:
+    """Text, or parts where some blocks are images."""
+    if all(block.type != "image" for block in blocks):
+        return _texts(blocks)
+    return [_image(block) if block.type == "image" else {"type": "text", "text": _texts([block])} for block in blocks]
+
+
+def _image(block: Block) -> dict[str, Any]:
+    source = block.source or {}
+    url = source.get("url") if source.get("type") == "url" else None
+    if source.get("type") == "base64":
+        url = f"data:{source.get('media_type')};base64,{source.get('data')}"
+    if not isinstance(url, str):
+        raise RequestError("an image block needs a source of type base64 or url", 400, param="messages")
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _texts(blocks: Sequence[Block]) -> str:

@@ -26,6 +26,7 @@ class Block(Model):
     input: dict[str, Any] | None = None
     tool_use_id: Annotated[str, Field(max_length=128)] | None = None
     content: Any = None
+    source: dict[str, Any] | None = None
     is_error: bool | None = None
 
 

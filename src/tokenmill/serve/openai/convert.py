@@ -27,7 +27,7 @@ def chat_job(body: ChatRequest, engine: TextEngine, options: ServerOptions, time
     check_common(body, engine, options)
     if body.top_logprobs and not body.logprobs:
         raise _refuse("top_logprobs needs logprobs: true", "top_logprobs")
-    prompt, chat = _chat_prompt(body)
+    prompt, chat = _chat_prompt(body, engine.limits)
     wish = tools_wish(body)
     request = replace(
         _request("chatcmpl", body, engine, timeout_s),
@@ -177,12 +177,14 @@ def _stop_ids(body: Generation, limits: TextLimits) -> tuple[int, ...]:
     return ids
 
 
-def _chat_prompt(body: ChatRequest) -> tuple[str | tuple[Message, ...], bool]:
+def _chat_prompt(body: ChatRequest, limits: TextLimits) -> tuple[str | tuple[Message, ...], bool]:
     """A string goes to the model as it is, without the chat template, as LMDeploy has it."""
     if isinstance(body.messages, str):
         return body.messages, False
-    messages = tuple(plain_message(message) for message in body.messages)
+    messages = tuple(plain_message(message, limits) for message in body.messages)
     if body.do_preprocess is False:
+        if not all(isinstance(message["content"] or "", str) for message in messages):
+            raise _refuse("images need the chat template; leave do_preprocess out", "messages")
         text = "".join(message["content"] or "" for message in messages)
         if not text:
             raise _refuse("the prompt is empty", "messages")
@@ -190,8 +192,8 @@ def _chat_prompt(body: ChatRequest) -> tuple[str | tuple[Message, ...], bool]:
     return messages, True
 
 
-def plain_message(message: ChatMessage) -> Message:
-    plain: Message = {"role": message.role, "content": _text(message)}
+def plain_message(message: ChatMessage, limits: TextLimits) -> Message:
+    plain: Message = {"role": message.role, "content": _content(message, limits)}
     for name in ("name", "reasoning_content", "tool_calls", "tool_call_id"):
         value = getattr(message, name)
         if value is not None:
@@ -199,7 +201,8 @@ def plain_message(message: ChatMessage) -> Message:
     return plain
 
 
-def _text(message: ChatMessage) -> str | None:
+def _content(message: ChatMessage, limits: TextLimits) -> str | list[Message] | None:
+    """Text; a list of parts only where some are images, which api/images.py reads."""
     content = message.content
     if content is None:
         if not message.tool_calls:
@@ -207,10 +210,17 @@ def _text(message: ChatMessage) -> str | None:
         return None
     if isinstance(content, str):
         return content
-    other = next((part.type for part in content if part.type != "text"), None)
-    if other is not None:
-        raise _refuse("only text content parts are supported by this model", "messages")
-    return "\n".join(part.text or "" for part in content)
+    others = {part.type for part in content if part.type != "text"}
+    if not others:
+        return "\n".join(part.text or "" for part in content)
+    if not limits.takes_images or others != {"image_url"}:
+        kinds = "text and image_url" if limits.takes_images else "text"
+        raise _refuse(f"only {kinds} content parts are supported by this model", "messages")
+    return [
+        {"type": "text", "text": part.text or ""} if part.type == "text"
+        else {"type": "image_url", "image_url": part.image_url}
+        for part in content
+    ]
 
 
 def _template_options(body: ChatRequest) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def _shape(value: Any) -> str:
 class ContentPart(Model):
     type: Annotated[str, Field(max_length=64)]
     text: str | None = None
+    image_url: dict[str, Any] | str | None = None
 
 
 Content = Annotated[
