@@ -193,7 +193,7 @@ class Pipeline:
 
         scores = [score for score in self._loop.call(work()) if score is not None]
         if len(scores) < len(items):
-            raise ConfigError(f"{self._engine.name} is no reward model")
+            raise ConfigError(f"{self._engine.name} is no reward model (InternLM2ForRewardModel, Qwen2ForRewardModel)")
         return scores
 
     # ---- the end

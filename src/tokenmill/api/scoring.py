@@ -55,8 +55,10 @@ async def reward(engine: Engine, ids: tuple[int, ...]) -> float | None:
         )
     )
     pool = output.arrays.get("pool")
-    if output.error is not None or pool is None:
-        raise RequestError(output.error or "the engine gave no score", 500)
+    if output.error is not None:
+        raise RequestError(output.error, 500)
+    if pool is None:
+        return None
     values = np.frombuffer(pool.data, np.dtype(pool.dtype))
     return float(values[0]) if len(values) == 1 else None
 
