@@ -79,7 +79,7 @@ def write(folder: Path, layers: int) -> float:
     import torch
     from safetensors.torch import save_file
 
-    from tokenmill.models.spec import layer_linears, layer_vectors, read_arch
+    from tokenmill.models.spec import layer_linears, layer_plain, read_arch
 
     if (folder / "config.json").is_file():
         return 0.0
@@ -91,8 +91,8 @@ def write(folder: Path, layers: int) -> float:
         {f"{names.embedding}.weight": table, f"{names.head}.weight": table, f"{names.norm}.weight": table[1:]}
     ]
     for index in range(layers):
-        linears = {f"{name}.weight": shape for name, shape in layer_linears(family, arch).items()}
-        vectors = {name: (size,) for name, size in layer_vectors(family, arch).items()}
+        linears = {f"{name}.weight": shape for name, shape in layer_linears(family, arch, index).items()}
+        vectors = layer_plain(family, arch, index)
         shards.append({names.layer.format(index) + name: shape for name, shape in {**linears, **vectors}.items()})
     index_of, total = {}, 0
     for number, shapes in enumerate(shards):

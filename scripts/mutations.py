@@ -112,6 +112,12 @@ BUGS = (
     Bug("blocks of failed prompts are indexed", "committer.py", "drawn.slots[drawn.counts > 0])", "drawn.slots)"),
     Bug("a retired sequence keeps its blocks", "desk.py", "        self.tables.release(slot)\n", ""),
     Bug("an epoch never ends", "state.py", "self.epoch[slot] += 1", "pass"),
+    Bug("keys forget images", "blocks.py", "        for image in media:", "        for image in ():"),
+    Bug("an image of this step may go", "images.py", " if self._used_in[digest] != step]", "]"),
+    Bug("a dropped image is not told", "images.py", "self._dropped.append(digest)", "pass"),
+    Bug("a cut image starts anew", "images.py", "image.digest, first - image.offset,", "image.digest, 0,"),
+    Bug("an image that has no room is run", "planner.py", "return image.offset - start", "return count"),
+    Bug("a failed image stays", "committer.py", "                self.desk.images.forget(seq.request.media)\n", ""),
     Bug("a released slot is not told", "desk.py", "self.released.append(slot)", "pass"),
 )
 
@@ -151,8 +157,8 @@ def try_bug(bug: Bug, workloads: int) -> str:
         few = min(FEW, workloads)
         said = run(folder, "-m", "tests.support.workloads", "0", str(few))
         if said is None:
-            proofs = "tests/pure/test_scheduler_seams.py"
-            said = run(folder, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", proofs)
+            proofs = ("tests/pure/test_scheduler_seams.py", "tests/pure/test_scheduler_images.py")
+            said = run(folder, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *proofs)
             if said is not None:
                 return f"caught by seams: {said.rpartition('::')[2]}"
             said = run(folder, "-m", "tests.support.workloads", str(few), str(workloads))

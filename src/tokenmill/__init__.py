@@ -9,23 +9,19 @@ __version__ = "0.1.0"
 version_info = (0, 1, 0)
 
 if TYPE_CHECKING:
-    from tokenmill.api.client import APIClient as APIClient
-    from tokenmill.api.client import client as client
+    from tokenmill.api.client import APIClient, client
     from tokenmill.api.configs import (
-        ChatTemplateConfig as ChatTemplateConfig,
+        ChatTemplateConfig,
+        GenerationConfig,
+        PytorchEngineConfig,
+        QuantPolicy,
+        TurbomindEngineConfig,
     )
-    from tokenmill.api.configs import (
-        GenerationConfig as GenerationConfig,
-    )
-    from tokenmill.api.configs import (
-        PytorchEngineConfig as PytorchEngineConfig,
-    )
-    from tokenmill.api.configs import (
-        TurbomindEngineConfig as TurbomindEngineConfig,
-    )
-    from tokenmill.api.pipeline import Pipeline as Pipeline
-    from tokenmill.api.pipeline import pipeline as pipeline
-    from tokenmill.api.response import Response as Response
+    from tokenmill.api.messages import SpeculativeConfig, VisionConfig
+    from tokenmill.api.pipeline import Pipeline, pipeline
+    from tokenmill.api.response import Response, Session
+    from tokenmill.api.serving import serve
+    from tokenmill.api.tokenizer import Tokenizer
 
 _HOMES = {
     "pipeline": "api.pipeline",
@@ -35,11 +31,21 @@ _HOMES = {
     "TurbomindEngineConfig": "api.configs",
     "PytorchEngineConfig": "api.configs",
     "ChatTemplateConfig": "api.configs",
+    "QuantPolicy": "api.configs",
+    "VisionConfig": "api.messages",
+    "SpeculativeConfig": "api.messages",
+    "Session": "api.response",
+    "Tokenizer": "api.tokenizer",
     "APIClient": "api.client",
     "client": "api.client",
+    "serve": "api.serving",
 }
 
-__all__ = ["__version__", "version_info", *sorted(_HOMES)]
+__all__ = [
+    "APIClient", "ChatTemplateConfig", "GenerationConfig", "Pipeline", "PytorchEngineConfig", "QuantPolicy", "Response",
+    "Session", "SpeculativeConfig", "Tokenizer", "TurbomindEngineConfig", "VisionConfig", "__version__", "client",
+    "pipeline", "serve", "version_info",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,8 @@ class ModelConfig:
 class CacheConfig:
     """The paged KV cache. `memory_frac` is a share of the memory free once everything else is placed.
 
-    `num_blocks` or `memory_bytes`, where given, replace the share.
+    `num_blocks` or `memory_bytes`, where given, replace the share. `image_tiles`: how many tiles of images are kept as
+    vectors beside it (None: decided by the device).
     """
 
     kv: str = "auto"
@@ -48,6 +49,7 @@ class CacheConfig:
     memory_bytes: int | None = None
     num_blocks: int | None = None
     prefix_caching: bool = True
+    image_tiles: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,21 @@ class KernelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaConfig:
+    """Where images may come from beside data URLs: hosts by exact name ("*": any public one), a folder of files."""
+
+    domains: tuple[str, ...] = ()
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     model: ModelConfig = ModelConfig()
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     kernels: KernelConfig = KernelConfig()
+    media: MediaConfig = MediaConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,7 @@ def validate(config: EngineConfig) -> EngineConfig:
     for name, value in (
         ("block_tokens", config.cache.block_tokens),
         ("num_blocks", config.cache.num_blocks),
+        ("image_tiles", config.cache.image_tiles),
         ("max_rows", config.scheduler.max_rows),
         ("max_step_tokens", config.scheduler.max_step_tokens),
         ("max_model_tokens", config.model.max_model_tokens),

@@ -44,9 +44,33 @@ def keep_alive_s() -> int:
     return int(os.environ.get("UVICORN_TIMEOUT_KEEP_ALIVE", "5"))
 
 
+def proxy_timeout_s() -> float | None:
+    """How long `serve proxy` waits for a server's next bytes."""
+    value = os.environ.get("AIOHTTP_TIMEOUT", "")
+    return float(value) if value else None
+
+
+def proxy_forget_s() -> float:
+    """How long a lost server stays in a proxy's table."""
+    return float(os.environ.get("LMDEPLOY_CONTROLLER_HEART_BEAT_EXPIRATION", "90"))
+
+
 def ssl_files() -> tuple[str | None, str | None]:
     """(key file, certificate file) for `--ssl`."""
     return os.environ.get("SSL_KEYFILE"), os.environ.get("SSL_CERTFILE")
+
+
+def kernels() -> tuple[str, ...] | None:
+    """Kernel backends for GPUs in order of preference, instead of our own choice; `reference` alone is plain torch."""
+    value = os.environ.get("TOKENMILL_KERNELS")
+    if value is None:
+        return None
+    return tuple(name.strip() for name in value.split(",") if name.strip() not in ("", "reference"))
+
+
+def early_launch() -> bool:
+    """Start GPU kernels before their predecessor ends (programmatic dependent launch)."""
+    return _flag("TOKENMILL_EARLY_LAUNCH")
 
 
 def cuda_home() -> str | None:
@@ -68,3 +92,8 @@ def num_threads() -> int | None:
     """Threads of the CPU backend, as OpenMP's own variable says."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) > 0 else None
+
+
+def without_blas_threads() -> dict[str, str]:
+    """The environment of a child that multiplies nothing: each of numpy's threads would take address space there."""
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}

@@ -15,6 +15,12 @@ def names(package: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_"))
 
 
+def folders(package: str) -> list[str]:
+    """Packages in `package`, sorted."""
+    paths = importlib.import_module(package).__path__
+    return sorted(m.name for m in pkgutil.iter_modules(paths) if m.ispkg)
+
+
 def load(package: str, name: str) -> ModuleType:
     """The module `name` of `package`. Raises ConfigError that lists what there is."""
     known = names(package)

@@ -77,16 +77,20 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """An image a prompt refers to: its content digest and the span of placeholder tokens it fills."""
+    """An image a prompt refers to: its content digest and the span of placeholder tokens it fills.
+
+    `source`: the file with its pixels, which lasts as long as the request.
+    """
 
     digest: str
     offset: int
     num_tokens: int
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """A constraint on the answer. kind: json_schema, json_object, regex, choice, ebnf, structural_tag."""
+    """A constraint on the answer. kind: json_schema, json_object, regex, choice, ebnf, structural_tag, tool_calls."""
 
     kind: str
     text: str
@@ -116,9 +120,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """`cached_tokens` are part of the prompt's; `reasoning_tokens` part of the completion's, known above the engine."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +173,8 @@ class TextRequest:
     """One wish of a user, in text, as the faces (HTTP, pipeline, terminal) hand it to `api/session.py`.
 
     `prompt` is a string (no template), token ids, or a list of chat messages (`chat=True` templates a string as one
-    user message). max_new_tokens None means up to the context's end. `stop_strings` of any length end the answer and
+    user message). `tool_choice` is auto, none, required (calls and nothing else) or the name of the one tool to call.
+    max_new_tokens None means up to the context's end. `stop_strings` of any length end the answer and
     are cut from it unless `include_stop`. `template_options` go to the chat template (allow-listed by the face).
     """
 
@@ -187,6 +195,7 @@ class TextRequest:
     want: Want = Want.TOKEN
     tools: tuple[Message, ...] = ()
     tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
     template_options: dict[str, Any] = field(default_factory=dict)
     grammar: GrammarSpec | None = None
     cache_salt: str = ""

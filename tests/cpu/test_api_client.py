@@ -44,3 +44,18 @@ def test_refusals(served: Live) -> None:
 def test_nobody_there() -> None:
     with client("127.0.0.1:9") as api, pytest.raises(RequestError, match="is the server running"):
         _ = api.available_models
+
+
+def test_sessions(served: Live) -> None:
+    with client(served.url) as api:
+        [first] = api.chat_interactive_v1("one two", session_id=3, interactive_mode=True)
+        assert (first["text"], first["tokens"], first["history_tokens"]) == ("echo one two", 3, 0)
+        pieces = list(api.chat("three", 3, stream=True))
+        assert "".join(text for text, _, _ in pieces) == "echo one two echo one two three"
+        assert [tokens for _, tokens, _ in pieces] == sorted(tokens for _, tokens, _ in pieces)
+        assert pieces[-1][2] == "stop"
+        api.end_session(3)
+        [again] = api.chat_interactive_v1("four", session_id=3)
+        assert (again["text"], again["history_tokens"]) == ("echo four", 0)
+        with pytest.raises(RequestError, match="images"):
+            next(api.chat_interactive_v1("x", image_url="http://x/y.png"))

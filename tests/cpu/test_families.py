@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokenmill.api.scoring import reward
 from tokenmill.config import EngineConfig, ModelConfig, SchedulerConfig
 from tokenmill.engine.client import start_engine
-from tokenmill.errors import ConfigError
+from tokenmill.errors import ConfigError, RequestError
+from tokenmill.kv.layout import kind_of
 from tokenmill.layers.attention import alibi_slopes
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.parity import LIMIT, Probe, check_parity
@@ -18,7 +20,8 @@ from tokenmill.models.solo import Solo
 from tokenmill.models.spec import families, find_family, read_arch, read_config, read_spec
 from tokenmill.models.tiny import make_tiny
 from tokenmill.models.twin import build_twin, load_twin, plain_tensors
-from tokenmill.types import Request, Sampling, Stop
+from tokenmill.quant.block import block_facts
+from tokenmill.types import Request, Sampling, Stop, Want
 from tokenmill.weights.source import open_source
 
 # Long enough to pass every tiny config's window, trained length and rope threshold of 64.
@@ -53,7 +56,12 @@ def test_every_published_architecture_finds_its_family() -> None:
         "InternLMForCausalLM": "internlm", "InternLM2ForCausalLM": "internlm2", "InternLM3ForCausalLM": "internlm3",
         "LlamaForCausalLM": "llama", "QWenLMHeadModel": "qwen", "Qwen2ForCausalLM": "qwen2",
         "Qwen3ForCausalLM": "qwen3", "MistralForCausalLM": "mistral", "BaichuanForCausalLM": "baichuan",
-        "BaiChuanForCausalLM": "baichuan_v1", "Phi3ForCausalLM": "phi3",
+        "BaiChuanForCausalLM": "baichuan_v1", "Phi3ForCausalLM": "phi3", "MixtralForCausalLM": "mixtral",
+        "Qwen2MoeForCausalLM": "qwen2_moe", "Qwen3MoeForCausalLM": "qwen3_moe",
+        "DeepseekV2ForCausalLM": "deepseek_v2", "DeepseekV3ForCausalLM": "deepseek_v3",
+        "GemmaForCausalLM": "gemma", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3",
+        "GptOssForCausalLM": "gpt_oss", "InternLM2ForRewardModel": "internlm2_reward",
+        "Qwen2ForRewardModel": "qwen2_reward",
     }  # fmt: skip
     assert {name: find_family({"architectures": [name]}).name for name in wanted} == wanted
 
@@ -122,6 +130,34 @@ def test_baichuan_13b_has_alibi_and_no_rotation(tmp_path: Path) -> None:
         assert (our_logits(folder, ids_T, chunk) - theirs).abs().max() < LIMIT * 5
 
 
+@pytest.mark.parametrize("family", ["internlm2_reward", "qwen2_reward"])
+async def test_a_reward_model_scores_through_the_engine_and_writes_nothing(family: str, tmp_path: Path) -> None:
+    folder = make_tiny(family, tmp_path / family)
+    config = EngineConfig(
+        model=ModelConfig(path=str(folder), dtype="float32"), scheduler=SchedulerConfig(max_rows=4, max_step_tokens=16)
+    )
+    engine = await start_engine("tokenmill.runner.runner:make_runner", config, own_process=False)
+    try:
+        prompts = [tuple(random_ids(n).tolist()) for n in (20, 41, 1)]
+        scores = [await reward(engine, ids) for ids in prompts]
+        with pytest.raises(RequestError, match="it scores a prompt"):
+            await engine.score(Request("text", prompts[0], Sampling(temperature=0.0), Stop(max_new_tokens=1)))
+        with pytest.raises(RequestError, match="it scores a prompt"):
+            await engine.score(Request("logits", prompts[0], Sampling(), Stop(max_new_tokens=0), want=Want.LOGITS))
+    finally:
+        await engine.close()
+    twin = load_twin(folder)
+    for ids, score in zip(prompts, scores, strict=True):
+        assert score == pytest.approx(float(twin(torch.tensor([ids])).logits.detach()), abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])
+def test_calibration_refuses_layers_that_it_cannot_run(family: str) -> None:
+    record, arch = read_arch(families()[family].tiny)
+    with pytest.raises(ConfigError, match=f"not the layers of {family}"):
+        block_facts(record, arch)
+
+
 def test_windows_only_where_the_config_uses_them() -> None:
     tiny = families()["qwen2"].tiny
     assert [g.window_tokens for g in read_spec(tiny).groups] == [None]
@@ -144,7 +180,39 @@ def test_internlm_v1_with_and_without_biases_and_rotary_key(tmp_path: Path) -> N
     assert read_spec(plain, longer).rope is not None
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+VARIANTS = {
+    "V2-Lite": ("deepseek_v2", {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
+                                "routed_scaling_factor": 1.0}),
+    "V2 with biases, not stretched": ("deepseek_v2", {"attention_bias": True, "rope_scaling": None}),
+    "no layer dense": ("deepseek_v2", {"first_k_dense_replace": 0}),
+    "windowed experts": ("mixtral", {"sliding_window": 32}),
+    "normalised, with a shared expert": ("qwen2_moe", {"norm_topk_prob": True, "decoder_sparse_step": 1}),
+    "Gemma 3 as transformers 5 writes it": ("gemma3", {
+        "rope_scaling": None, "rope_theta": None, "rope_local_base_freq": None, "sliding_window_pattern": None,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    "not normalised": ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": []}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_published_variants_equal_transformers(name: str, tmp_path: Path) -> None:
+    family, overrides = VARIANTS[name]
+    report = check_parity(make_tiny(family, tmp_path / "variant", overrides=overrides), Probe(tokens=TOKENS))
+    assert report.ok, str(report)
+
+
+def test_a_latent_cache_is_small_and_keeps_its_kind(tmp_path: Path) -> None:
+    """DeepSeek-V2: 512 + 64 numbers a token and layer, as its paper states, not 128 heads of 192 and 128."""
+    spec = read_spec({**families()["deepseek_v2"].tiny, "kv_lora_rank": 512, "qk_rope_head_dim": 64})
+    kind = kind_of(spec.latent, "auto")
+    assert kind.bytes_per_token(spec.num_kv_heads, spec.head_dim, 2) == 2 * (512 + 64)
+    with pytest.raises(ConfigError, match="latent"):
+        kind_of(spec.latent, "int8")
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "mixtral", "deepseek_v3", "gemma3", "gpt_oss"])
 async def test_greedy_answers_through_the_engine(family: str, tmp_path: Path) -> None:
     """Chunks of 16 tokens, several rows at once, blocks behind windows given back: still what transformers says."""
     folder = make_tiny(family, tmp_path / family)

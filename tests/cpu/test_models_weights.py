@@ -77,7 +77,7 @@ class Way:
         entry, arch = read_arch(path)
         tensors, form = load_file(path / "model.safetensors"), load_format(self.scheme.format)
         for index in range(arch.num_layers):
-            for name in layer_linears(entry, arch):
+            for name in layer_linears(entry, arch, index):
                 full = entry.names.layer.format(index) + name
                 stored = form.write(self.quantize(tensors.pop(f"{full}.weight")), self.scheme)
                 tensors |= {f"{full}.{suffix}": value.contiguous() for suffix, value in stored.items()}
@@ -113,6 +113,23 @@ def test_a_quantized_folder_computes_what_its_dense_twin_does(tmp_path, name, fa
     assert report.ok, str(report)
     kept = held_class(build_model(folder))
     assert kept is not Dense and issubclass(kept, (IntGroup, Int8Channel, Fp8Tensor, Fp8Channel, Fp8Block))
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq", "int8-channel", "fp8-block"])
+def test_quantized_experts_compute_what_their_dense_twins_do(tmp_path, name):
+    folder = WAYS[name].folder(tmp_path, "mixtral", num_local_experts=4)
+    report = check_parity(folder, Probe(tokens=40))
+    assert report.ok, str(report)
+    expert = build_model(folder).layers[0].mlp.gate_up.linears[3]
+    assert type(expert.weight) is not Dense
+
+
+def test_fp8_blocks_of_deepseek_v3(tmp_path):
+    """Its own disk form: blocks of 128 x 128, partial at edges; what expands the latent is held plain."""
+    folder = WAYS["fp8-block"].folder(tmp_path, "deepseek_v3", moe_intermediate_size=128)
+    report = check_parity(folder, Probe(tokens=40))
+    assert report.ok, str(report)
+    assert type(build_model(folder).layers[2].mlp.gate_up.linears[0].weight) is Fp8Block
 
 
 def test_heads_that_end_inside_a_block_of_scales_are_held_plain_and_said_so(tmp_path, caplog):

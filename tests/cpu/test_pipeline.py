@@ -31,8 +31,9 @@ from tokenmill.errors import ConfigError
 from tokenmill.types import TextRequest
 
 PUBLIC = [
-    "APIClient", "ChatTemplateConfig", "GenerationConfig", "Pipeline", "PytorchEngineConfig", "Response",
-    "TurbomindEngineConfig", "__version__", "client", "pipeline", "version_info",
+    "APIClient", "ChatTemplateConfig", "GenerationConfig", "Pipeline", "PytorchEngineConfig", "QuantPolicy", "Response",
+    "Session", "SpeculativeConfig", "Tokenizer", "TurbomindEngineConfig", "VisionConfig", "__version__", "client",
+    "pipeline", "serve", "version_info",
 ]  # fmt: skip
 
 

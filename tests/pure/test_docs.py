@@ -61,3 +61,13 @@ def test_every_dependency_has_a_line() -> None:
     names = {re.split(r"[\s\[<>=;]", text)[0].lower() for text in wanted} - {"tokenmill"}
     page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").lower()
     assert not {name for name in names if not re.search(rf"\b{re.escape(name)}\b", page)}
+
+
+def test_the_model_page_has_a_good_row_for_every_family():
+    """The page is written by scripts/model_table.py; a new family needs a new run."""
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    modules = sorted((ROOT / "src" / "tokenmill" / "models").glob("*.py"))
+    names = [path.stem for path in modules if "\nFAMILY = " in path.read_text(encoding="utf-8")]
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert len(names) > 15 and sorted(rows) == names
+    assert not [line for line in rows.values() if "| NO |" in line or "DIFFERS" in line]

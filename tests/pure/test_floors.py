@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("runner", "quant"),
     ("api", "eval", "bench"),
-    ("serve", "cli"),
+    ("serve", "cli", "as_lmdeploy"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -33,5 +33,6 @@ def check_totals(totals: Counter[str]) -> None:
     for reached, least in (
         ("length", 5000), ("stop", 1000), ("error", 500), ("abort", 500), ("timeout", 300), ("refused", 10),
         ("preemptions", 800), ("cached_tokens", 3000), ("output_tokens", 50_000),
+        ("encoded", 2000), ("encoded_again", 100),
     ):
         assert totals[reached] >= least, f"{reached}: {totals[reached]}"

@@ -13,15 +13,24 @@ import torch
 from tokenmill import find
 from tokenmill.kernels.case import load_cases
 
-# The interpreter is slow: larger cases and bfloat16 (which it truncates and multiplies wrongly) are for GPUs.
-MOST_FLOPS = 1_000_000
+# The interpreter is slow: larger cases are for GPUs, and so are bfloat16 (which it truncates and multiplies wrongly)
+# and writing fp8 caches (it carries roundings into the exponent wrongly).
+MOST_FLOPS = 3_000_000
+
+
+def tried(op: str, case: str) -> bool:
+    return "bfloat16" not in case and not (op == "attn_in" and case.startswith("fp8"))
 
 
 def main(op: str) -> None:
-    function = getattr(find.load("tokenmill.kernels.triton", op), op)
+    module = find.load("tokenmill.kernels.triton", op)
+    function = getattr(module, op)
+    if op == "attention":
+        # Contexts as short as these are then several blocks long, and shared out over splits.
+        module.BLOCK_L = 16
     errors = {}
     for case in load_cases(op):
-        if case.flops < MOST_FLOPS and "bfloat16" not in case.name:
+        if case.flops < MOST_FLOPS and tried(op, case.name):
             call = case.make(torch.device("cpu"))
             errors[case.name] = call.error(function(*call.arguments)) / case.tolerance
     print(json.dumps(errors))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.kv.contract import KVPages, KVShape
-from tokenmill.kv.layout import load_kind
+from tokenmill.kv.layout import kind_of
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Packed:
         spec = self.model.spec
         blocks = self.num_slots * self.max_tokens // self.block_tokens
         shape = KVShape(spec.num_kv_heads, spec.head_dim, self.block_tokens)
-        kind = load_kind(self.kv)
+        kind = kind_of(spec.latent, self.kv)
         dtype = self.model.dtype
         self.caches = tuple(kind.alloc(blocks, shape, dtype, torch.device("cpu")) for _ in range(spec.num_layers))
         order = torch.randperm(blocks, generator=torch.Generator().manual_seed(7))
@@ -84,8 +84,8 @@ class Packed:
             slots_R=slots_R.int(),
             rows_T=rows_T.int(),
             positions_T=positions_T.int(),
-            tables=(self.tables[slots_R],),
-            writes_T=(blocks_T * self.block_tokens + positions_T % self.block_tokens,),
+            tables=(self.tables[slots_R],) * len(self.model.spec.groups),
+            writes_T=(blocks_T * self.block_tokens + positions_T % self.block_tokens,) * len(self.model.spec.groups),
             num_single=torch.tensor([sum(n == 1 for n in counts)], dtype=torch.int32),
             cos_TK=cos_TK,
             sin_TK=sin_TK,

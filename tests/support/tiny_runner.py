@@ -40,16 +40,24 @@ class TinyModel:
 
     def __init__(self, device: torch.device, seed: int = 0, bad_token: int | None = None):
         make = torch.Generator().manual_seed(seed)
-        self.embed, self.head = torch.randn(VOCAB, WIDTH, generator=make), torch.randn(WIDTH, VOCAB, generator=make)
+        self.table, self.head = torch.randn(VOCAB, WIDTH, generator=make), torch.randn(WIDTH, VOCAB, generator=make)
         self.qkv = torch.randn(WIDTH, 3 * WIDTH, generator=make) / math.sqrt(WIDTH)
         if bad_token is not None:
-            self.embed[bad_token] = math.nan
-        self.embed, self.head, self.qkv = (t.to(device) for t in (self.embed, self.head, self.qkv))
+            self.table[bad_token] = math.nan
+        self.table, self.head, self.qkv = (t.to(device) for t in (self.table, self.head, self.qkv))
         self.spec = ModelSpec(
             family="tiny", vocab_size=VOCAB, hidden_size=WIDTH, num_layers=1, num_heads=1, num_kv_heads=1,
             head_dim=WIDTH, max_model_tokens=256, dtype="float32", groups=(AttentionGroup("all", (0,)),), rope=None,
             linear_params=0, other_params=0, eos_ids=(), bos_id=None,
         )
+
+    vision = None
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        return self.table[ids_T]
+
+    def pool(self, hidden_RD: Tensor) -> Tensor:
+        return hidden_RD.float()
 
     def rope(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """A rotation-free position code: sin and cos that forward adds to the embedding, shifted by the slot's base."""
@@ -63,7 +71,7 @@ class TinyModel:
     def forward(
         self, ids_T: Tensor, rows: RowMeta, caches: tuple[KVPages, ...], embeds_TD: Tensor | None = None
     ) -> Tensor:
-        x = self.embed[ids_T] + torch.cat([rows.cos_TK, rows.sin_TK], -1)
+        x = (self.embed(ids_T) if embeds_TD is None else embeds_TD) + torch.cat([rows.cos_TK, rows.sin_TK], -1)
         q, k, v = (x @ self.qkv).chunk(3, -1)
         planes = {name: plane.flatten(0, 1) for name, plane in caches[0].planes.items()}
         planes["k"][rows.writes_T[0], 0], planes["v"][rows.writes_T[0], 0] = k, v
@@ -84,7 +92,7 @@ class TinyModel:
         """[len(tokens), V] by dense attention, no cache."""
         ids = torch.tensor(tokens)
         code = torch.cat(self.rope(torch.full((len(ids),), base), torch.arange(len(ids))), -1)
-        x = self.embed[ids] + code
+        x = self.table[ids] + code
         q, k, v = (x @ self.qkv).chunk(3, -1)
         scores = (q @ k.T).masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -math.inf)
         return (x + scores.softmax(-1) @ v) @ self.head

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -20,7 +20,7 @@ from tokenmill.engine.core import Core
 from tokenmill.engine.fake import FakeRunner, dream
 from tokenmill.engine.scheduler import Scheduler
 from tokenmill.errors import RequestError
-from tokenmill.types import Finish, GrammarSpec, Request, Sampling, Stop
+from tokenmill.types import Finish, GrammarSpec, MediaRef, Request, Sampling, Stop
 
 FINISHES = list(Finish)
 VOCAB = 40
@@ -119,6 +119,28 @@ def make_request(rng: Random, number: int, prefix: list[int], room: int, tight: 
     )
 
 
+def with_pictures(rng: Random, capacity: Capacity) -> Capacity:
+    """Half of the runners keep vectors of pictures, some of them of one small picture only."""
+    if rng.random() < 0.5:
+        return capacity
+    tile = rng.choice([1, 2, 3])
+    return replace(capacity, tile_tokens=tile, vector_bytes=4, encoder_cache_bytes=4 * tile * rng.choice([1, 2, 3, 8]))
+
+
+def add_pictures(rng: Random, request: Request, capacity: Capacity) -> Request:
+    """Pictures over the prompt's tokens: few different ones, so that prompts share them, and one in a wrong place."""
+    media: list[MediaRef] = []
+    end = rng.choice([0, 0, 1, 3])
+    while rng.random() < 0.6:
+        number = rng.randrange(5)
+        size = capacity.tile_tokens * (1 + number % 3)
+        if end + size > len(request.prompt_ids) and rng.random() < 0.9:
+            break
+        media.append(MediaRef(f"im{number}", end, size, f"/file/{number}"))
+        end += size + rng.choice([0, 0, 1, 2])
+    return replace(request, media=tuple(media))
+
+
 def make_workload(seed: int) -> Workload:
     rng = Random(seed)
     # Too little room for all at once: sequences are preempted, some of them again and again.
@@ -127,8 +149,12 @@ def make_workload(seed: int) -> Workload:
     prefix = [rng.randrange(VOCAB - 1) for _ in range(12)]
     room = capacity.max_model_tokens
     count = rng.randint(3, 5) if tight else rng.randint(1, 6)
+    pictures = Random(seed + (1 << 40))
+    capacity = with_pictures(pictures, capacity)
     arrivals = sorted(rng.randint(0, 1 if tight else 4) for _ in range(count))
     requests = [(arrival, make_request(rng, i, prefix, room, tight)) for i, arrival in enumerate(arrivals)]
+    if capacity.tile_tokens:
+        requests = [(arrival, add_pictures(pictures, request, capacity)) for arrival, request in requests]
     aborts: dict[int, list[int]] = {}
     for handle in range(count):
         if rng.random() < 0.12:
@@ -231,11 +257,21 @@ class Harness:
         assert not self.runner.seats, "slots were not released"
         assert all(g.pool.num_free == g.pool.num_blocks for g in desk.tables.groups), "blocks are leaked"
         assert desk.state.num_seated == 0 and not self.scheduler.flights
+        self.check_pictures()
         for answer in self.answers.values():
             self.check_answer(answer)
         self.totals["preemptions"] += desk.totals.preemptions
         self.totals["cached_tokens"] += desk.totals.cached_tokens
         self.totals["output_tokens"] += desk.totals.output_tokens
+
+    def check_pictures(self) -> None:
+        """Scheduler and runner agree on what is kept, up to drops that no plan has told yet."""
+        cache = self.scheduler.desk.images
+        assert set(self.runner.images) - set(cache._dropped) == set(cache._tiles) and not cache._encode
+        assert cache.num_free + sum(cache._tiles.values()) == self.work.capacity.image_tiles
+        shown = {im.digest for answer in self.answers.values() for im in answer.request.media}
+        self.totals["encoded"] += self.runner.encoded
+        self.totals["encoded_again"] += max(0, self.runner.encoded - len(shown))
 
     def check_answer(self, answer: Answer) -> None:
         request, capacity = answer.request, self.work.capacity

@@ -9,11 +9,11 @@ ids unless `include_stop`; usage counts it, as the model did draw it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tokenmill.api.prepare import Stops
-from tokenmill.parse.events import Event, Parser, ReasoningEvent, TextEvent, ToolCallEvent
+from tokenmill.parse.events import Event, Parser, ReasoningEvent, ReasoningReader, TextEvent, ToolCallEvent
 from tokenmill.parse.stops import StopStrings
 from tokenmill.tokenize.detok import Detokenizer
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -32,7 +32,7 @@ from tokenmill.types import (
 class Parsers:
     """What reads the answer's text; None leaves it as it is. `keep_ids`: special tokens that parsers need to see."""
 
-    reasoning: Parser | None = None
+    reasoning: ReasoningReader | None = None
     tools: Parser | None = None
     keep_ids: frozenset[int] = frozenset()
 
@@ -57,18 +57,21 @@ class Answer:
         )
         self._drawn = 0
         self._num_calls = 0
+        self._reasoned = 0
         self._ids: list[int] = []
         self._logprobs: list[TextLogprob] = []
 
     def feed(self, output: StepOutput) -> Chunk | None:
         """The chunk this output completes; None where nothing can be shown yet."""
-        text, stop = self._read(output)
+        pieces, stop = self._read(output)
         finish, reason = output.finish, self._reason(output)
         usage = output.usage
         if stop is not None:
             finish, reason = Finish.STOP, stop
             usage = replace(usage, completion_tokens=self._drawn)
-        events = self._parse(text, last=finish is not None)
+        events = self._parse(pieces, last=finish is not None)
+        if self._reasoned:
+            usage = replace(usage, reasoning_tokens=min(self._reasoned, usage.completion_tokens))
         first = self._prompt_ids is not None
         if not events and finish is None and not first and not output.arrays:
             return None
@@ -79,7 +82,7 @@ class Answer:
             stop_reason=reason,
             error=output.error,
             reasoning="".join(e.text for e in events if isinstance(e, ReasoningEvent)),
-            tool_calls=tuple(self._call(e) for e in events if isinstance(e, ToolCallEvent)),
+            tool_calls=tuple(self._calls(events)),
             logprobs=tuple(self._logprobs),
             prompt_ids=self._prompt_ids,
             prompt_logprobs=self._prompt_logprobs(output),
@@ -89,8 +92,8 @@ class Answer:
         self._ids, self._logprobs, self._prompt_ids = [], [], None
         return chunk
 
-    def _read(self, output: StepOutput) -> tuple[str, str | None]:
-        """The text that may be shown, and the stop string that ended it."""
+    def _read(self, output: StepOutput) -> tuple[list[str], str | None]:
+        """The text that may be shown, a piece a token, and the stop string that ended it."""
         pieces: list[str] = []
         for index, token in enumerate(output.token_ids):
             self._drawn += 1
@@ -106,11 +109,11 @@ class Answer:
             found = self._stops.feed(piece)
             pieces.append(found.text)
             if found.stop is not None:
-                return "".join(pieces), found.stop
+                return pieces, found.stop
         if output.finish is not None:
             # Bytes left in the detokenizer are half a character, which is never shown.
             pieces.append(self._stops.finish())
-        return "".join(pieces), None
+        return pieces, None
 
     def _piece(self, token: int, ends: bool) -> str:
         if ends:
@@ -127,16 +130,28 @@ class Answer:
         token = output.stop_token_id
         return None if token is None else self._stop_texts.get(token, token)
 
-    def _parse(self, text: str, last: bool) -> list[Event]:
+    def _parse(self, pieces: Sequence[str], last: bool) -> list[Event]:
+        events: list[Event] = []
+        for piece in pieces:
+            if self._parsers.reasoning is not None and self._parsers.reasoning.thinking:
+                self._reasoned += 1
+            events += self._understood(piece, last=False)
+        return events + self._understood("", last=True) if last else events
+
+    def _understood(self, text: str, last: bool) -> list[Event]:
         events: list[Event] = [TextEvent(text)] if text else []
         for parser in (self._parsers.reasoning, self._parsers.tools):
             if parser is not None:
                 events = _through(parser, events, last)
         return events
 
-    def _call(self, event: ToolCallEvent) -> ToolCallDelta:
-        self._num_calls += 1
-        return ToolCallDelta(self._num_calls - 1, f"call_{uuid.uuid4().hex[:24]}", event.name, event.arguments)
+    def _calls(self, events: Sequence[Event]) -> Iterator[ToolCallDelta]:
+        """The calls among the events, only the answer's first where one is all that is wanted."""
+        for event in events:
+            if not isinstance(event, ToolCallEvent) or (self._num_calls and not self._request.parallel_tool_calls):
+                continue
+            self._num_calls += 1
+            yield ToolCallDelta(self._num_calls - 1, f"call_{uuid.uuid4().hex[:24]}", event.name, event.arguments)
 
     def _prompt_logprobs(self, output: StepOutput) -> tuple[TextLogprob | None, ...] | None:
         if output.prompt_logprobs is None:

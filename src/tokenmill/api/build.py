@@ -15,12 +15,13 @@ from tokenmill.api.codec import Codec
 from tokenmill.api.contract import SamplingDefaults, TextEngine, TextLimits
 from tokenmill.api.grammars import GrammarCheck, token_table
 from tokenmill.api.hub import resolve_model
+from tokenmill.api.images import ImageDesk
 from tokenmill.api.parsers import ParserNames, parser_names
 from tokenmill.api.prepare import end_of_text
 from tokenmill.api.session import ServedModel, TextParts
 from tokenmill.api.templates import template_choice
 from tokenmill.api.workspace import unfold
-from tokenmill.config import EngineConfig, validate
+from tokenmill.config import EngineConfig, MediaConfig, validate
 from tokenmill.engine.contract import Engine
 from tokenmill.errors import ConfigError, FormatError
 from tokenmill.grammar.compiler import Compiler
@@ -30,6 +31,8 @@ from tokenmill.tokenize.folder import TextFolder, read_json
 from tokenmill.tokenize.loader import load_tokenizer
 from tokenmill.tokenize.template import ChatTemplate
 from tokenmill.tokenize.tokenizer import Tokenizer
+from tokenmill.vision.fetch import MediaPolicy
+from tokenmill.vision.internvl import ImageFacts, read_facts
 
 RUNNER = "tokenmill.runner.runner:make_runner"
 GRAMMARS = "tokenmill.api.build:make_compiler"
@@ -44,6 +47,8 @@ class TextSide:
     template: ChatTemplate
     parsers: ParserNames
     vocab_size: int
+    images: ImageFacts | None = None
+    media: MediaPolicy = MediaPolicy()
 
 
 async def open_text_engine(
@@ -64,7 +69,7 @@ async def open_text_engine(
     config, name = unfold(config, name)
     served = name or asked
     config, side = await asyncio.to_thread(
-        open_text_side, validate(config), _choice(chat_template), tool_call_parser, reasoning_parser
+        open_text_side, validate(config), _choice(chat_template), tool_call_parser, reasoning_parser, (served, asked)
     )
     try:
         defaults = sampling_defaults(side.folder, generation_config)
@@ -80,17 +85,28 @@ async def open_text_engine(
 
 
 def open_text_side(
-    config: EngineConfig, choice: TemplateChoice, tools: str | None, reasoning: str | None
+    config: EngineConfig, choice: TemplateChoice, tools: str | None, reasoning: str | None,
+    model_names: tuple[str, ...] = (),
 ) -> tuple[EngineConfig, TextSide]:
-    """The configuration with its model as a folder, and that folder's tokenizer, template and parsers."""
+    """The configuration with its model as a folder, and that folder's tokenizer, template and parsers. `model_names`:
+    how the model is called, which decides the template of a folder without one."""
     model = config.model
     path = resolve_model(model.path, model.revision, model.download_dir)
     config = replace(config, model=replace(model, path=str(path)))
     vocab_size = read_spec(path, config.model).vocab_size
     folder, tokenizer = TextFolder.read(path), load_tokenizer(path)
     parsers = parser_names(tools, reasoning, tokenizer.vocabulary)
-    template = choose_template(choice, folder, tokenizer.vocabulary)
-    return config, TextSide(folder, tokenizer, template, parsers, vocab_size)
+    template = choose_template(choice, folder, tokenizer.vocabulary, model_names)
+    images = None if model.language_only else read_facts(folder.config, tokenizer.vocabulary.token_id)
+    return config, TextSide(folder, tokenizer, template, parsers, vocab_size, images, media_policy(config.media))
+
+
+def media_policy(config: MediaConfig) -> MediaPolicy:
+    """Raises ConfigError where the folder of files is none."""
+    folder = None if config.folder is None else Path(config.folder)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--allowed-local-media-path {folder} is no folder")
+    return MediaPolicy(config.domains, folder)
 
 
 async def start(config: EngineConfig) -> Engine:
@@ -104,12 +120,13 @@ async def start(config: EngineConfig) -> Engine:
 async def serve(engine: Engine, side: TextSide, name: str, defaults: SamplingDefaults) -> ServedModel:
     """A running engine and its text side as one served model."""
     stats = await engine.stats()
+    images = None if side.images is None else ImageDesk(side.images, side.media)
     return ServedModel(
         engine,
         TextParts(
             name=name,
-            codec=Codec(side.tokenizer, side.template, side.vocab_size),
-            limits=TextLimits(stats.max_model_tokens, side.vocab_size),
+            codec=Codec(side.tokenizer, side.template, side.vocab_size, images),
+            limits=TextLimits(stats.max_model_tokens, side.vocab_size, images is not None),
             end=end_of_text(side.folder, side.tokenizer, side.template),
             defaults=defaults,
             parsers=side.parsers,

@@ -7,7 +7,7 @@ A refusal by the server raises RequestError with its status and message.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from tokenmill.errors import RequestError
 _TIMEOUT = httpx.Timeout(10.0, read=600.0)
 _CHAT = {"temperature": 0.7, "top_p": 1.0, "top_k": 40, "n": 1, "repetition_penalty": 1.0}
 _COMPLETION = {**_CHAT, "max_tokens": 16}
+_SESSION = {"top_p": 0.8, "top_k": 40, "temperature": 0.8, "repetition_penalty": 1.0, "ignore_eos": False}
 
 
 class APIClient:
@@ -29,6 +30,7 @@ class APIClient:
         self.url = url.rstrip("/").removesuffix("/v1").replace("//0.0.0.0", "//127.0.0.1")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # No proxies of the environment: a server named by address is spoken to directly.
+        self.server: Callable[[], object] | None = None
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT, trust_env=False)
 
     @cached_property
@@ -56,8 +58,37 @@ class APIClient:
         body = {**_COMPLETION, **options, "model": model, "prompt": prompt, "stream": stream}
         return self._answers("/v1/completions", body)
 
+    def chat_interactive_v1(
+        self, prompt: str | list[dict[str, Any]], image_url: str | list[str] | None = None, session_id: int = -1,
+        interactive_mode: bool = False, stream: bool = False, **options: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """Answers of /v1/chat/interactive, where the server remembers session `session_id` while `interactive_mode`."""
+        if image_url is not None:
+            raise RequestError("images in a session are not served; use chat_completions_v1", 400, param="image_url")
+        body = {**_SESSION, **options, "prompt": prompt, "session_id": session_id, "stream": stream}
+        return self._answers("/v1/chat/interactive", {**body, "interactive_mode": interactive_mode})
+
+    def chat(
+        self, prompt: str, session_id: int, image_url: str | list[str] | None = None, request_output_len: int = 512,
+        stream: bool = False, **options: Any,
+    ) -> Iterator[tuple[str, int, str | None]]:
+        """One turn of a session the server remembers: (text, tokens so far, finish_reason) of each piece."""
+        found = self.chat_interactive_v1(
+            prompt, image_url, session_id, True, stream, request_output_len=request_output_len, **options
+        )
+        for piece in found:
+            yield piece["text"], piece["tokens"], piece["finish_reason"]
+
+    def end_session(self, session_id: int) -> None:
+        """The server forgets the session."""
+        for _ in self.chat_interactive_v1("", session_id=session_id, request_output_len=0):
+            pass
+
     def close(self) -> None:
+        """Ends the connection, and the server where `serve` started it for this client."""
         self._http.close()
+        if self.server is not None:
+            self.server()
 
     def __enter__(self) -> APIClient:
         return self
@@ -79,12 +110,12 @@ class APIClient:
                     reply.read()
                     raise _refusal(reply)
                 for line in reply.iter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line[5:].strip()
+                    # Events, or the interactive route's bare objects.
+                    data = line.removeprefix("data:").strip()
                     if data == "[DONE]":
                         return
-                    yield _checked(json.loads(data))
+                    if data.startswith("{"):
+                        yield _checked(json.loads(data))
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 

@@ -5,23 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tokenmill.api.images import ImageDesk
 from tokenmill.errors import RequestError
 from tokenmill.tokenize.template import ChatTemplate
 from tokenmill.tokenize.tokenizer import Tokenizer
-from tokenmill.types import Message, TextRequest
+from tokenmill.types import MediaRef, Message, TextRequest
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A prompt as the engine takes it: ids, and the images that some of them stand for."""
+
+    ids: tuple[int, ...]
+    media: tuple[MediaRef, ...] = ()
 
 
 class Codec:
     """Implements api/contract.TextCodec. Works run in two threads: a long prompt does not hold up short ones."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, vocab_size: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, vocab_size: int, images: ImageDesk | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.vocab_size = vocab_size
+        self.images = images
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="tokenmill-text")
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -38,15 +51,34 @@ class Codec:
 
     async def prompt_ids(self, request: TextRequest, tools: tuple[Message, ...]) -> tuple[int, ...]:
         """The ids a request's prompt stands for. Raises RequestError where it is empty or cannot be written."""
+        written = await self.write(request, tools)
+        self.release(written.media)
+        return written.ids
+
+    async def write(self, request: TextRequest, tools: tuple[Message, ...]) -> Written:
+        """The same with the prompt's images, which are held until `release`."""
         prompt = request.prompt
         if isinstance(prompt, str) and not request.chat:
-            return await self.encode(prompt)
+            return Written(await self.encode(prompt))
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
             ids = tuple(token for token in prompt if isinstance(token, int))
             self.check_ids(ids)
-            return ids
+            return Written(ids)
         messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else _messages(prompt)
-        return await self._run(lambda: self._chat_ids(messages, tools, request.template_options))
+        if self.images is None:
+            return Written(await self._run(lambda: self._chat_ids(messages, tools, request.template_options)))
+        plain, images = await self.images.take(messages)
+        try:
+            ids = await self._run(lambda: self._chat_ids(tuple(plain), tools, request.template_options))
+            return Written(*self.images.place(ids, images))
+        except BaseException:
+            self.images.release([image.digest for image in images])
+            raise
+
+    def release(self, media: tuple[MediaRef, ...]) -> None:
+        """Gives back images that `write` held."""
+        if self.images is not None:
+            self.images.release([image.digest for image in media])
 
     def check_ids(self, ids: tuple[int, ...]) -> None:
         """Raises RequestError on an id the model does not have."""
@@ -56,6 +88,8 @@ class Codec:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.images is not None:
+            self.images.close()
         self.template.close()
 
     def _chat_ids(self, messages: tuple[Message, ...], tools: tuple[Message, ...], options: Any) -> tuple[int, ...]:

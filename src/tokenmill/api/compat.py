@@ -103,12 +103,14 @@ def _cache(wish: EngineWish) -> CacheConfig:
     policy = QuantPolicy(wish.quant_policy)
     if policy not in KV_KINDS:
         raise ConfigError(f"quant_policy {int(policy)} ({policy.name}) is not served; 0, 4, 8 and 16 are")
-    return CacheConfig(
+    count = wish.cache_max_entry_count
+    cache = CacheConfig(
         kv=KV_KINDS[policy],
         block_tokens=_changed(wish, "cache_block_seq_len") or _changed(wish, "block_size"),
-        memory_frac=wish.cache_max_entry_count,
         num_blocks=getattr(wish, "num_gpu_blocks", 0) or None,
     )
+    # Until 0.15 a number of 1 and more counted blocks.
+    return replace(cache, memory_frac=count) if count < 1 else replace(cache, num_blocks=int(count))
 
 
 def _kernels(wish: EngineWish) -> KernelConfig:
@@ -133,8 +135,6 @@ def text_request(request: TextRequest, config: GenerationConfig, words: WordIds)
     Raises ConfigError on what is not served, RequestError on a response_format that is none.
     """
     _refuse_unserved(config, _REFUSED_OF_ANSWERS)
-    if config.n != 1:
-        raise ConfigError(f"n is {config.n}; a pipeline gives one answer a prompt, so repeat the prompt")
     return replace(
         request,
         sampling=sampling(config, words),
@@ -181,9 +181,7 @@ def generation_config(options: Mapping[str, Any]) -> GenerationConfig:
 def _want(config: GenerationConfig) -> Want:
     want = Want.TOKEN
     for name, flag in (("output_logits", Want.LOGITS), ("output_last_hidden_state", Want.HIDDEN)):
-        if getattr(config, name) == "generation":
-            raise ConfigError(f"{name}='generation' is not served; 'all' gives the prompt's")
-        if getattr(config, name) == "all":
+        if getattr(config, name) is not None:
             want |= flag
     return want
 

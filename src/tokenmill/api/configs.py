@@ -68,6 +68,10 @@ class GenerationConfig:
         _at_least("top_k", self.top_k, 0)
         _within("min_p", self.min_p, 0.0, 1.0)
         _within("temperature", self.temperature, 0.0, 2.0)
+        if not self.repetition_penalty > 0:
+            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+        _at_least("repetition_ngram_size", self.repetition_ngram_size, 0)
+        _at_least("repetition_ngram_threshold", self.repetition_ngram_threshold, 0)
         if self.max_new_tokens is not None:
             _at_least("max_new_tokens", self.max_new_tokens, 0)
         if self.min_new_tokens is not None:
@@ -75,8 +79,7 @@ class GenerationConfig:
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, 20)
         for name in ("output_logits", "output_last_hidden_state"):
-            if getattr(self, name) not in (None, "all", "generation"):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be 'all' or 'generation'")
+            _one_of(self, name, (None, "all", "generation"))
 
 
 @dataclass
@@ -126,8 +129,18 @@ class TurbomindEngineConfig:
 
     def __post_init__(self) -> None:
         _check_engine(self)
-        if self.async_ not in (0, 1):
-            raise ConfigError(f"async_ is {self.async_}; it must be 0 or 1")
+        if not self.cache_max_entry_count > 0:
+            raise ConfigError(f"cache_max_entry_count is {self.cache_max_entry_count}; it must be above 0")
+        if self.quant_policy in (QuantPolicy.FP8, QuantPolicy.FP8_E5M2):
+            raise ConfigError(f"quant_policy is {self.quant_policy}; an fp8 KV cache needs a PytorchEngineConfig")
+        for name in ("cp", "nnodes", "max_prefill_iters", "cache_block_seq_len"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("node_rank", "num_tokens_per_iter", "rope_scaling_factor"):
+            _at_least(name, getattr(self, name), 0)
+        _one_of(self, "async_", (0, 1))
+        _one_of(self, "cache_prompt", ("all", "auto"))
+        _one_of(self, "cache_generation", ("all", "auto", "none"))
+        _one_of(self, "communicator", ("nccl", "native", "cuda-ipc"))
 
 
 @dataclass
@@ -180,10 +193,32 @@ class PytorchEngineConfig:
     migration_backend: str = "DLSlime"
     download_dir: str | None = None
     revision: str | None = None
+    eviction_type: str = "recompute"
 
     def __post_init__(self) -> None:
         _check_engine(self)
-        _at_least("num_gpu_blocks", self.num_gpu_blocks, 0)
+        if not 0.0 < self.cache_max_entry_count < 1.0:
+            raise ConfigError(f"cache_max_entry_count is {self.cache_max_entry_count}; it must lie between 0 and 1")
+        for name in ("num_gpu_blocks", "num_cpu_blocks", "dp_rank", "prefix_cache_state_budget"):
+            _at_least(name, getattr(self, name), 0)
+        for name, allowed in _PYTORCH_CHOICES.items():
+            _one_of(self, name, allowed)
+        self._check_blocks()
+        if self.quant_policy and self.device_type not in ("cuda", "ascend", "cpu", "auto"):
+            raise ConfigError(f"quant_policy is {self.quant_policy}; on {self.device_type} it must be 0")
+
+    def _check_blocks(self) -> None:
+        own, size = self.kernel_block_size, self.block_size
+        _at_least("block_size", size, 1)
+        if own != -1 and (own < 16 or own & (own - 1) or size % own):
+            raise ConfigError(
+                f"kernel_block_size is {own}; it must be a power of two from 16 on that divides block_size {size}"
+            )
+        if self.prefix_cache_decode_state_interval % size:
+            raise ConfigError(
+                f"prefix_cache_decode_state_interval is {self.prefix_cache_decode_state_interval}; it must be a "
+                f"multiple of block_size {size}"
+            )
 
 
 @dataclass
@@ -205,6 +240,9 @@ class ChatTemplateConfig:
     capability: str | None = None
     stop_words: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        _one_of(self, "capability", (None, "completion", "infilling", "chat", "python"))
+
     def to_json(self, file_path: str | None = None) -> str:
         """The JSON form; written to a file where one is given."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
@@ -225,6 +263,15 @@ class ChatTemplateConfig:
             raise ConfigError(f"the chat template is no JSON form of one: {error}") from None
 
 
+_PYTORCH_CHOICES: dict[str, tuple[Any, ...]] = {
+    # cpu and auto are ours.
+    "device_type": ("cuda", "ascend", "maca", "camb", "cpu", "auto"),
+    "distributed_executor_backend": (None, "uni", "mp", "ray"),
+    "logprobs_mode": (None, "raw_logits", "raw_logprobs"),
+    "role": ("Hybrid", "Prefill", "Decode"),
+    "migration_backend": ("DLSlime", "Mooncake"),
+    "eviction_type": ("recompute", "copy"),
+}
 EngineWish = TurbomindEngineConfig | PytorchEngineConfig
 
 
@@ -234,11 +281,18 @@ def _check_engine(config: EngineWish) -> None:
     for name in ("session_len", "max_batch_size"):
         if getattr(config, name) is not None:
             _at_least(name, getattr(config, name), 1)
-    if not 0.0 < config.cache_max_entry_count < 1.0:
-        raise ConfigError(f"cache_max_entry_count is {config.cache_max_entry_count}; it must lie between 0 and 1")
+    _one_of(config, "dtype", ("auto", "float16", "bfloat16", "float32"))
+    _at_least("max_prefill_token_num", config.max_prefill_token_num, 1)
     if config.quant_policy not in list(QuantPolicy):
         known = ", ".join(str(int(p)) for p in QuantPolicy)
         raise ConfigError(f"quant_policy is {config.quant_policy}; it must be one of {known}")
+
+
+def _one_of(record: Any, name: str, allowed: tuple[Any, ...]) -> None:
+    value = getattr(record, name)
+    if value not in allowed:
+        known = ", ".join(repr(choice) for choice in allowed if choice is not None)
+        raise ConfigError(f"{name} is {value!r}; it must be one of {known}")
 
 
 def _at_least(name: str, value: float, least: int) -> None:

@@ -12,10 +12,11 @@ from tokenmill.types import Chunk, Message, TextRequest
 
 @dataclass(frozen=True, slots=True)
 class TextLimits:
-    """Bounds a face checks before anything is tokenized. Tokens of a sequence, ids in [0, vocab_size)."""
+    """Bounds a face checks before it tokenizes: tokens of a sequence, ids in [0, vocab_size), images or not."""
 
     max_model_tokens: int
     vocab_size: int
+    takes_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)

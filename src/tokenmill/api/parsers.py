@@ -10,7 +10,7 @@ from tokenmill.errors import ConfigError
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.types import TextRequest
 
-_TOOLS, _REASONING = "tokenmill.parse.tools", "tokenmill.parse.reasoning"
+TOOLS, REASONING = "tokenmill.parse.tools", "tokenmill.parse.reasoning"
 _TOOL_ALIASES = {
     "internlm": "internlm2", "intern-s1": "internlm2", "qwen": "hermes", "qwen2d5": "hermes", "qwen3": "hermes",
     "interns2-preview": "qwen3coder", "llama3.1": "llama3", "llama3_1": "llama3", "glm4": "glm47", "glm45": "glm47",
@@ -38,7 +38,7 @@ def parser_names(tools: str | None, reasoning: str | None, vocabulary: Vocabular
     """
     if tools is None:
         tools = _spoken(vocabulary)
-    return ParserNames(_checked(_TOOLS, tools, _TOOL_ALIASES), _checked(_REASONING, reasoning, _REASONING_ALIASES))
+    return ParserNames(_checked(TOOLS, tools, _TOOL_ALIASES), _checked(REASONING, reasoning, _REASONING_ALIASES))
 
 
 def parsers_for(names: ParserNames, request: TextRequest, vocabulary: Vocabulary) -> Parsers:
@@ -46,18 +46,18 @@ def parsers_for(names: ParserNames, request: TextRequest, vocabulary: Vocabulary
     reasoning = tools = None
     keep: frozenset[int] = frozenset()
     if names.reasoning is not None:
-        module = find.load(_REASONING, names.reasoning)
+        module = find.load(REASONING, names.reasoning)
         inside = module.starts_inside(request.template_options)
         reasoning, keep = module.ReasoningParser(inside), _ids(module.TAGS, vocabulary)
     if names.tools is not None and request.tools and request.tool_choice != "none":
-        module = find.load(_TOOLS, names.tools)
+        module = find.load(TOOLS, names.tools)
         tools, keep = module.ToolParser(request.tools), keep | _ids(module.TAGS, vocabulary)
     return Parsers(reasoning, tools, keep)
 
 
 def _spoken(vocabulary: Vocabulary) -> str | None:
     """The dialect whose signs the tokenizer holds, the one with most of them where several do."""
-    signs = {name: tuple(find.load(_TOOLS, name).SIGNS) for name in find.names(_TOOLS)}
+    signs = {name: tuple(find.load(TOOLS, name).SIGNS) for name in find.names(TOOLS)}
     held = [n for n, tags in signs.items() if tags and all(vocabulary.token_id(tag) is not None for tag in tags)]
     return max(held, key=lambda name: len(signs[name]), default=None)
 

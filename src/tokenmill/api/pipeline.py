@@ -16,6 +16,7 @@ import asyncio
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +32,9 @@ from tokenmill.api.contract import TextEngine
 from tokenmill.api.loop import LoopThread, before_exit
 from tokenmill.api.prompts import Prompt, per_prompt, sort_prompts
 from tokenmill.api.response import Response, Session, response_of
-from tokenmill.api.scoring import cross_entropy
+from tokenmill.api.rows import NAMES as ROW_NAMES
+from tokenmill.api.rows import Rows
+from tokenmill.api.scoring import cross_entropy, reward
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.types import TextRequest
 
@@ -97,7 +100,7 @@ class Pipeline:
     # ---- answers
 
     def __call__(self, prompts: Any, gen_config: GenConfigs = None, **options: Any) -> Any:
-        """A Response, or a list of them in the order of the prompts. See `infer`."""
+        """A Response, or a list of them in the order of the prompts, with n answers to each together. See `infer`."""
         return self.infer(prompts, gen_config, **options)
 
     def infer(
@@ -110,6 +113,17 @@ class Pipeline:
         return answers[0] if jobs.single else answers
 
     batch_infer = infer
+
+    def get_logits(self, input_ids: list[int] | list[list[int]]) -> Any:
+        """Logits of every position, [sequences, tokens, vocabulary]; shorter sequences end in zeros (until 0.6)."""
+        from torch.nn.utils.rnn import pad_sequence
+
+        config = GenerationConfig(max_new_tokens=0, output_logits="all")
+        found = self.infer(_many_ids("get_logits", input_ids), config)
+        broken = next((r for r in found if r.logits is None), None)
+        if broken is not None:
+            raise RequestError(broken.error_message or "the engine gave no logits", 400, param="input_ids")
+        return pad_sequence([r.logits for r in found], batch_first=True)
 
     async def ainfer(self, prompts: Any, gen_config: GenConfigs = None, do_preprocess: bool = True) -> Any:
         """`infer` for callers with an event loop of their own."""
@@ -159,19 +173,28 @@ class Pipeline:
 
     def get_ppl(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """Mean cross-entropy of each sequence, in nats: the logarithm of its perplexity, as LMDeploy gives it."""
-        items = sort_prompts(input_ids).items
-        if not all(isinstance(item, tuple) and item and isinstance(item[0], int) for item in items):
-            raise ConfigError("get_ppl takes token ids: a list of them, or a list of such lists")
+        items = [tuple(ids) for ids in _many_ids("get_ppl", input_ids)]
         # One token less than the context, as an engine keeps a place for the token that would come next.
         most = self._engine.limits.max_model_tokens - 1
 
         async def work() -> list[float]:
-            return list(await asyncio.gather(*(cross_entropy(self._engine.engine, i, most) for i in items)))  # type: ignore[arg-type]
+            return list(await asyncio.gather(*(cross_entropy(self._engine.engine, i, most) for i in items)))
 
         return self._loop.call(work())
 
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
-        raise ConfigError(f"{self._engine.name} is no reward model")
+        """A reward model's score of each sequence. Raises ConfigError where the model is none."""
+        items = sort_prompts(input_ids).items
+        if not all(isinstance(item, tuple) and item and isinstance(item[0], int) for item in items):
+            raise ConfigError("get_reward_score takes token ids: a list of them, or a list of such lists")
+
+        async def work() -> list[float | None]:
+            return list(await asyncio.gather(*(reward(self._engine.engine, i) for i in items)))  # type: ignore[arg-type]
+
+        scores = [score for score in self._loop.call(work()) if score is not None]
+        if len(scores) < len(items):
+            raise ConfigError(f"{self._engine.name} is no reward model (InternLM2ForRewardModel, Qwen2ForRewardModel)")
+        return scores
 
     # ---- the end
 
@@ -245,9 +268,10 @@ class Pipeline:
             async with self._gate:
                 request = await self._request(wish)
                 stream = self._engine.generate(request)
+                rows = Rows({n: w for n, field in ROW_NAMES.items() if (w := getattr(wish.config, field))})
                 try:
                     async for chunk in stream:
-                        yield response_of(chunk, wish.index)
+                        yield response_of(rows.cut(chunk), wish.index)
                 finally:
                     await stream.aclose()  # type: ignore[attr-defined]
         except RequestError as error:
@@ -279,8 +303,22 @@ class _Jobs:
     def __init__(self, prompts: Any, configs: GenerationConfig | list[GenerationConfig], chat: bool) -> None:
         found = sort_prompts(prompts)
         each = per_prompt(configs, len(found.items))
-        self.single = found.single
-        self.requests = [_Wish(i, p, c, chat) for i, (p, c) in enumerate(zip(found.items, each, strict=True))]
+        wishes = [(p, one) for p, c in zip(found.items, each, strict=True) for one in _choices(c)]
+        self.single = found.single and len(wishes) == 1
+        self.requests = [_Wish(i, p, c, chat) for i, (p, c) in enumerate(wishes)]
+
+
+def _choices(config: GenerationConfig) -> list[GenerationConfig]:
+    """`n` answers to one prompt; the seed of answer i is i more than the first's, as LMDeploy's server has it."""
+    seed = config.random_seed
+    return [replace(config, n=1, random_seed=None if seed is None else seed + i) for i in range(config.n)]
+
+
+def _many_ids(method: str, input_ids: Any) -> list[list[int]]:
+    items = sort_prompts(input_ids).items
+    if not all(isinstance(item, tuple) and item and isinstance(item[0], int) for item in items):
+        raise ConfigError(f"{method} takes token ids: a list of them, or a list of such lists")
+    return [list(item) for item in items]  # type: ignore[arg-type]
 
 
 def _generation(config: GenConfigs, options: dict[str, Any]) -> GenerationConfig | list[GenerationConfig]:

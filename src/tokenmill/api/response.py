@@ -41,9 +41,11 @@ class Response:
             self.logprobs = (self.logprobs or []) + other.logprobs
         for name in ("generate_token_len", "input_token_len", "cached_tokens"):
             setattr(self, name, max(getattr(self, name), getattr(other, name)))
-        for name in ("finish_reason", "logits", "last_hidden_state", "error_code", "error_message"):
+        for name in ("finish_reason", "error_code", "error_message"):
             if getattr(other, name) is not None:
                 setattr(self, name, getattr(other, name))
+        for name in ("logits", "last_hidden_state"):
+            setattr(self, name, _joined(getattr(self, name), getattr(other, name)))
         return self
 
     def __str__(self) -> str:
@@ -89,6 +91,14 @@ def _tensor(array: RawArray | None) -> torch.Tensor | None:
     return torch.from_numpy(values.copy())
 
 
+def _joined(mine: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
+    if mine is None or more is None:
+        return more if mine is None else mine
+    import torch
+
+    return torch.cat([mine, more])
+
+
 class Session:
     """A conversation: what was said, and the last answer."""
 
@@ -97,6 +107,15 @@ class Session:
         self.history: list[tuple[Any, str]] = []
         self.response: Response | None = None
         self.generator: Iterator[Response] | None = None
+
+    @property
+    def _id(self) -> int:
+        return self.id
+
+    @property
+    def _step(self) -> int:
+        """Tokens of the conversation so far, as old programs read it."""
+        return 0 if self.response is None else self.response.input_token_len + self.response.generate_token_len
 
     def messages(self, prompt: Any) -> list[Message]:
         """The whole conversation with `prompt` (a text or messages) at its end."""

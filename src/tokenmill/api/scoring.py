@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from tokenmill.engine.contract import Engine
 from tokenmill.errors import RequestError
 from tokenmill.types import Request, Sampling, Stop, Want
@@ -39,6 +41,26 @@ async def cross_entropy(engine: Engine, ids: tuple[int, ...], most: int) -> floa
         raise RequestError(f"a sequence of {len(ids)} tokens has nothing to score; it needs 2", param="input_ids")
     parts = [await _window(engine, ids, window) for window in windows(len(ids), most)]
     return math.fsum(value for part in parts for value in part) / (len(ids) - 1)
+
+
+async def reward(engine: Engine, ids: tuple[int, ...]) -> float | None:
+    """A reward model's score of a whole sequence; None where the model gives states instead."""
+    output = await engine.score(
+        Request(
+            id=f"score-{uuid.uuid4().hex}",
+            prompt_ids=ids,
+            sampling=Sampling(temperature=0.0),
+            stop=Stop(max_new_tokens=0),
+            want=Want.POOL,
+        )
+    )
+    pool = output.arrays.get("pool")
+    if output.error is not None:
+        raise RequestError(output.error, 500)
+    if pool is None:
+        return None
+    values = np.frombuffer(pool.data, np.dtype(pool.dtype))
+    return float(values[0]) if len(values) == 1 else None
 
 
 async def _window(engine: Engine, ids: tuple[int, ...], window: Window) -> list[float]:

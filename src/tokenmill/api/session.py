@@ -6,8 +6,9 @@ stop string that completes aborts the engine's request; closing the iterator ear
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 
 from tokenmill.api.answer import Answer, Parsers
 from tokenmill.api.codec import Codec
@@ -15,6 +16,7 @@ from tokenmill.api.contract import SamplingDefaults, TextCodec, TextLimits
 from tokenmill.api.grammars import GrammarCheck
 from tokenmill.api.parsers import ParserNames, parsers_for
 from tokenmill.api.prepare import EndOfText, chosen_tools, engine_request, stops_of
+from tokenmill.api.toolgrammar import TOOL_CALLS, constrained, for_tools
 from tokenmill.engine.contract import Engine, Stats
 from tokenmill.errors import EngineDeadError, RequestError
 from tokenmill.types import Chunk, Finish, Request, TextRequest, Usage
@@ -53,6 +55,16 @@ class ServedModel:
             wish, answer = await self._prepare(request)
         finally:
             aborted = self._preparing.pop(request.id, False)
+        try:
+            async with aclosing(self._answered(request, wish, answer, aborted)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._parts.codec.release(wish.media)
+
+    async def _answered(
+        self, request: TextRequest, wish: Request, answer: Answer, aborted: bool
+    ) -> AsyncGenerator[Chunk, None]:
         if aborted:
             usage = Usage(prompt_tokens=len(wish.prompt_ids))
             yield Chunk(finish=Finish.ABORT, prompt_ids=wish.prompt_ids, usage=usage)
@@ -89,19 +101,27 @@ class ServedModel:
     async def _prepare(self, request: TextRequest) -> tuple[Request, Answer]:
         parts, vocabulary = self._parts, self._parts.codec.tokenizer.vocabulary
         tools = chosen_tools(request, parts.parsers.tools is not None)
-        prompt_ids = await parts.codec.prompt_ids(request, tools)
-        stops = stops_of(request, parts.end, vocabulary)
-        wish = engine_request(request, prompt_ids, stops, self.limits)
-        await self._check_grammar(request)
-        parsers = parsers_for(parts.parsers, request, vocabulary) if request.chat else Parsers()
-        return wish, Answer(request, prompt_ids, vocabulary, stops, parsers)
+        request = constrained(request, tools, parts.parsers)
+        written = await parts.codec.write(request, tools)
+        try:
+            stops = stops_of(request, parts.end, vocabulary)
+            wish = replace(engine_request(request, written.ids, stops, self.limits), media=written.media)
+            await self._check_grammar(request)
+            parsers = parsers_for(parts.parsers, request, vocabulary) if request.chat else Parsers()
+            return wish, Answer(request, written.ids, vocabulary, stops, parsers)
+        except BaseException:
+            parts.codec.release(written.media)
+            raise
 
     async def _check_grammar(self, request: TextRequest) -> None:
         if request.grammar is None:
             return
         if self._parts.grammars is None:
             raise RequestError("this model is served without grammars", 501, param="response_format")
-        await self._parts.grammars.check(request.grammar)
+        try:
+            await self._parts.grammars.check(request.grammar)
+        except RequestError as error:
+            raise for_tools(error) if request.grammar.kind == TOOL_CALLS else error from None
 
 
 async def _close(stream: AsyncIterator[object]) -> None:

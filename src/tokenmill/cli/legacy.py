@@ -46,7 +46,7 @@ IGNORED: dict[str, str] = {
     "--migration-backend": "there is one server role",
     "--distributed-executor-backend": "ranks are processes",
     "--kernel-block-size": "chosen by the kernels",
-    "--vision-max-batch-size": "images are not served yet",
+    "--vision-max-batch-size": "images are encoded in batches of the encoder's own",
     "--prefix-cache-state-budget": "for hybrid models, which are not served",
     "--prefix-cache-decode-state-interval": "for hybrid models, which are not served",
     "--logprobs-mode": "log-probabilities are always of the raw distribution",

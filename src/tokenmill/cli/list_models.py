@@ -14,9 +14,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.families:
-        from tokenmill.models.spec import families
+        from tokenmill.models.spec import family_names
 
-        print(*sorted(families()), sep="\n")
+        print(*sorted(family_names()), sep="\n")
     else:
         from tokenmill.tokenize.choose import builtin_names
 

@@ -50,7 +50,7 @@ _SERVE = Group(
         "api_server": Verb("serve_api_server", "an OpenAI-compatible HTTP server"),
         "api_client": Verb("serve_api_client", "chat in the terminal with a running server"),
         "gradio": Verb("", "a web page to chat with", later="chat in the terminal: tokenmill serve api_client URL"),
-        "proxy": Verb("", "one address before many servers", later="give clients the servers' own addresses"),
+        "proxy": Verb("serve_proxy", "one address before many servers"),
     },
 )
 _LITE = Group(
@@ -69,6 +69,7 @@ _CHECK = Group(
     "look at this machine or at a model",
     {
         "env": Verb("check_env", "versions, devices and memory of this machine"),
+        "api": Verb("check_api", "whether a server keeps the APIs' promises"),
         "parity": Verb("check_parity", "compare a model with transformers, layer by layer"),
     },
 )
@@ -78,6 +79,7 @@ _BENCH = Group(
         "engine": Verb("bench_engine", "tokens per second of the engine, without HTTP"),
         "serve": Verb("bench_serve", "latency and throughput of a running server"),
         "host": Verb("bench_host", "microseconds of planning per step, without a model"),
+        "kernels": Verb("bench_kernels", "every GPU kernel against its floor and against torch"),
     },
 )
 _EVAL = Group(

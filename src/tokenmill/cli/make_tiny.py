@@ -17,11 +17,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tokenmill.models.spec import families
+    from tokenmill.models.spec import family_names
     from tokenmill.models.tiny import make_tiny
 
-    if args.family not in families():
-        raise ConfigError(f"there is no family {args.family!r}; there are {', '.join(sorted(families()))}")
+    if args.family not in family_names():
+        raise ConfigError(f"there is no family {args.family!r}; there are {', '.join(sorted(family_names()))}")
     if (args.folder / "config.json").exists():
         raise ConfigError(f"{args.folder} already holds a config.json; name another folder")
     make_tiny(args.family, args.folder, args.seed, args.std)

@@ -122,6 +122,7 @@ ENGINE_FLAGS: tuple[Flag, ...] = (
          "the weights that the KV cache takes", float),
     Flag("cache.memory_bytes", ("--kv-memory",), "size of the KV cache, such as 8GiB, instead of a share", num_bytes),
     Flag("cache.num_blocks", ("--num-blocks",), "number of KV blocks, instead of a share", positive),
+    Flag("cache.image_tiles", ("--image-tiles",), "tiles of images that are kept as vectors", positive),
     Flag("cache.prefix_caching", ("--enable-prefix-caching",), "reuse the KV cache of common beginnings", boolean),
     Flag("scheduler.max_rows", ("--max-batch-size", "--max-rows", "--instance-num"), "most sequences in one step",
          positive),
@@ -139,6 +140,8 @@ ENGINE_FLAGS: tuple[Flag, ...] = (
     Flag("kernels.capture_rows", ("--cudagraph-capture-batch-sizes",), "batch sizes with a CUDA graph of their own",
          positive, many=True),
     Flag("kernels.threads", ("--threads",), "threads of the CPU backend", positive),
+    Flag("media.domains", ("--allowed-media-domains",), "hosts that images may be fetched from", many=True),
+    Flag("media.folder", ("--allowed-local-media-path",), "a folder that image files may be read from"),
 )  # fmt: skip
 NOT_FLAGS = ("model.path",)
 

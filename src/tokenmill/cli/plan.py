@@ -56,7 +56,7 @@ def plan_of(
     model: str, batch: int = 8, contexts: tuple[int, ...] = (2048, 8192, 32768), args: argparse.Namespace | None = None
 ) -> str:
     """The plan of a model as a table, on this machine or as `args` say."""
-    from tokenmill.kv.layout import kind_names, load_kind
+    from tokenmill.kv.layout import kind_names, kind_of
     from tokenmill.models.spec import read_spec
     from tokenmill.runner.plan import PlanRequest, format_plan, memory_plan
 
@@ -69,7 +69,8 @@ def plan_of(
     }  # fmt: skip
     memory = (args.gpu_memory if args else None) or device_bytes()
     heads = max(spec.num_kv_heads // asked.get("tp", 1), 1)
-    kv = {name: load_kind(name).bytes_per_token(heads, spec.head_dim, 2) for name in kind_names()}
+    kinds = ["auto"] if spec.latent else kind_names()
+    kv = {name: kind_of(spec.latent, name).bytes_per_token(heads, spec.head_dim, 2) for name in kinds}
     return format_plan(memory_plan(spec, kv, PlanRequest(memory, batch=batch, contexts=contexts, **asked)))
 
 

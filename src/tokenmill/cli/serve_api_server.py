@@ -28,8 +28,6 @@ IGNORED_SWITCHES = {
 # LMDeploy's flags for single admin routes.
 ADMIN_SWITCHES = {"--allow-terminate-by-client": "terminate", "--enable-abort-handling": "abort_request"}
 NOT_SERVED = {
-    "--proxy-url": Later("one address before many servers is not served yet"),
-    "--allowed-media-domains": Later("images are not served yet", many=True),
     "--meta-instruction": Later("send a system message, or write it into --chat-template FILE.json"),
 }
 
@@ -56,6 +54,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_switch("--enable-admin-routes", "those routes on the public port too, for whoever has a key")
     for name, route in ADMIN_SWITCHES.items():
         parser.add_switch(name, f"only the route {route}")
+    group.add_argument("--proxy-url", help="a proxy (tokenmill serve proxy) that is told of this server")
     parser.add_switch("--ssl", "TLS, with the files of SSL_KEYFILE and SSL_CERTFILE")
     parser.add_switch("--disable-fastapi-docs", "no page at / and no /openapi.json")
     parser.add_switch("--disable-metrics", "no /metrics")
@@ -117,6 +116,7 @@ def options_of(args: argparse.Namespace) -> ServerOptions:
         max_n=args.max_n,
         drain_timeout_s=args.drain_timeout,
         request_timeout_s=args.request_timeout,
+        proxy_url=args.proxy_url and (args.proxy_url if "://" in args.proxy_url else f"http://{args.proxy_url}"),
         docs=not args.disable_fastapi_docs,
         metrics=not args.disable_metrics,
         log_level=env.uvicorn_log_level(),

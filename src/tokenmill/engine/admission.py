@@ -14,11 +14,12 @@ from tokenmill.engine.blocks import root_key
 from tokenmill.engine.contract import Capacity
 from tokenmill.engine.sequence import Sequence
 from tokenmill.errors import RequestError
-from tokenmill.types import Request
+from tokenmill.types import Request, Want
 
 # Every step compares each row with as many stop ids as the row that has most of them.
 MOST_STOP_IDS = 256
 MOST_TOP_LOGPROBS = 20
+NEEDS_LOGITS = Want.LOGPROBS | Want.PROMPT_LOGPROBS | Want.LOGITS
 INT32, INT64 = 2**31, 2**63
 
 
@@ -35,6 +36,8 @@ class Ticket:
 def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> None:
     """Raises RequestError (400) where the request could never run; `cache_tokens` is what the whole cache holds."""
     count, stop = len(request.prompt_ids), request.stop
+    if not capacity.generates and (stop.max_new_tokens > 0 or request.want & NEEDS_LOGITS):
+        raise RequestError("this is a reward model: it scores a prompt (/pooling, get_reward_score), it writes no text")
     if count == 0:
         raise RequestError("the prompt has no tokens; it needs at least 1", param="prompt")
     room = 1 if stop.max_new_tokens > 0 else 0
@@ -57,8 +60,26 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
     if stop.max_new_tokens < 0 or stop.min_new_tokens < 0:
         raise RequestError("max_new_tokens and min_new_tokens must be at least 0", param="max_tokens")
     _check_draws(request, capacity.vocab_size)
-    if request.media and capacity.encoder_cache_bytes == 0:
+    if request.media:
+        _check_media(request, capacity)
+
+
+def _check_media(request: Request, capacity: Capacity) -> None:
+    """Images lie in the prompt one behind the other, in whole tiles, and each fits into the encoder's cache."""
+    if capacity.encoder_cache_bytes == 0:
         raise RequestError("this model takes no images: send text only", param="messages")
+    end, most = 0, capacity.image_tiles * capacity.tile_tokens
+    for image in request.media:
+        if image.num_tokens > most:
+            raise RequestError(
+                f"an image takes {image.num_tokens} tokens and the encoder's cache holds {most}: send a smaller one, "
+                "or limit its tiles with max_dynamic_patch", param="messages",
+            )  # fmt: skip
+        if not image.digest or image.num_tokens < 1 or image.num_tokens % capacity.tile_tokens or image.offset < end:
+            raise RequestError("images must lie one behind the other, in whole tiles", param="messages")
+        end = image.offset + image.num_tokens
+    if end > len(request.prompt_ids):
+        raise RequestError("an image lies outside the prompt", param="messages")
 
 
 def _check_draws(request: Request, vocab_size: int) -> None:

@@ -148,6 +148,7 @@ class Committer:
     def _end_prompt_only(self, seq: Sequence, out: Outcome) -> None:
         given = out.extras.pop(seq.handle)
         if any(np.isnan(part).any() for part in given.values() if isinstance(part, np.ndarray)):
+            self.desk.images.forget(seq.request.media)
             self.desk.end(seq, Finish.ERROR, error=NOT_FINITE)
         else:
             self.desk.end(seq, Finish.LENGTH, **given)
@@ -193,6 +194,7 @@ class Committer:
             seq = self._sequence(int(drawn.slots[row]))
             if drawn.counts[row] == 0:
                 out.extras[seq.handle] = {"error": NOT_FINITE}
+                self.desk.images.forget(seq.request.media)
             self.desk.retire(seq)
 
     def _message(self, drawn: Drawn, handles: I64, out: Outcome) -> StepOutputs:

@@ -4,8 +4,9 @@ Imports types only, never torch. `Engine` is seam A and `Runner` seam B of docs/
 scalars, bytes and numpy arrays of the dtypes named here, never a tensor and never an object of another room, so that
 the same plan is rank 0's broadcast, a trace record and a test fixture.
 
-Order inside one plan: released slots first, then new slots, new blocks, block copies, encodes, then rows and decode
-slots. A slot may be released and given again in one plan. The runner owns tensors by slot, the scheduler owns meaning.
+Order inside one plan: released slots first, then new slots, new blocks, block copies, dropped images, encodes, then
+rows and decode slots. A slot may be released and given again in one plan. The runner owns tensors by slot, the
+scheduler owns meaning.
 """
 
 from __future__ import annotations
@@ -84,8 +85,10 @@ class RopeBase:
 class Capacity:
     """What the runner offers. `max_rows` is also the number of slots; `max_step_tokens` the most tokens in one plan.
 
-    `max_drafts` is how many tokens beside the first a FROM_DEVICE row may bring. `salt` names everything but the tokens
-    that decides a block's content (KV kind, weights version) and goes into every block key.
+    `max_drafts` is how many tokens beside the first a FROM_DEVICE row may bring. Images are kept as vectors, in tiles
+    of `tile_tokens` vectors of `vector_bytes` each, `encoder_cache_bytes` in all (0: text only). `salt` names
+    everything but the tokens that decides a block's content (KV kind, weights version) and goes into every block key.
+    `generates`: False where a model has no logits, only a score of a prompt.
     """
 
     groups: tuple[KVGroup, ...]
@@ -95,9 +98,17 @@ class Capacity:
     vocab_size: int
     max_drafts: int = 0
     encoder_cache_bytes: int = 0
+    tile_tokens: int = 0
+    vector_bytes: int = 0
     cost: StepCost = StepCost()
     rope: RopeBase | None = None
     salt: str = ""
+    generates: bool = True
+
+    @property
+    def image_tiles(self) -> int:
+        """Tiles of images that are kept at once."""
+        return self.encoder_cache_bytes // (self.tile_tokens * self.vector_bytes) if self.encoder_cache_bytes else 0
 
 
 # ---------------------------------------------------------------- the plan
@@ -123,6 +134,15 @@ class SlotInit:
     top_logprobs: int = 0
     adapter: str = ""
     history: I32 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """An image to encode: its digest, the file of its pixels, and how many vectors it becomes."""
+
+    digest: str
+    source: str
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +186,9 @@ class StepPlan:
     decode_slots int32 [n]: slots that advance by the one token just drawn on the device (the steady state).
     new_blocks int32 [n, 4]: (group, slot, index in the slot's table, block).
     released_slots int32 [n]. block_copies int32 [n, 3]: (group, source, destination).
-    encode: (digest, media bytes' shared-memory name) of images to encode. masked int32 [n]: slots whose grammar mask
-    comes with `Pending.sample`. want_logprobs: slots among decode_slots that also want LOGPROBS.
+    dropped_media: digests of images whose vectors go; encode: images to encode, behind the drops. masked int32 [n]:
+    slots whose grammar mask comes with `Pending.sample`. want_logprobs: slots among decode_slots that also want
+    LOGPROBS.
     """
 
     step: int
@@ -177,15 +198,16 @@ class StepPlan:
     new_blocks: I32 = field(default_factory=lambda: np.zeros((0, 4), np.int32))
     released_slots: I32 = field(default_factory=lambda: NO_I32)
     block_copies: I32 = field(default_factory=lambda: np.zeros((0, 3), np.int32))
-    encode: list[tuple[str, str]] = field(default_factory=list)
+    dropped_media: list[str] = field(default_factory=list)
+    encode: list[Encode] = field(default_factory=list)
     masked: I32 = field(default_factory=lambda: NO_I32)
     want_logprobs: I32 = field(default_factory=lambda: NO_I32)
 
     def __bool__(self) -> bool:
         """Falsy only when wholly empty: slots, copies, releases and encodes count too."""
         return bool(
-            self.rows or self.new_slots or self.encode or len(self.decode_slots) or len(self.new_blocks)
-            or len(self.released_slots) or len(self.block_copies)
+            self.rows or self.new_slots or self.encode or self.dropped_media or len(self.decode_slots)
+            or len(self.new_blocks) or len(self.released_slots) or len(self.block_copies)
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tokenmill.engine.contract import I64, Capacity
+from tokenmill.engine.images import ImageCache
 from tokenmill.engine.sequence import LOGPROBS, STEADY, Sequence
 from tokenmill.engine.state import SlotState
 from tokenmill.engine.tables import Tables
@@ -52,6 +53,7 @@ class Desk:
     def __init__(self, capacity: Capacity, rows: int) -> None:
         self.state = SlotState(rows, capacity.max_model_tokens)
         self.tables = Tables(capacity, rows)
+        self.images = ImageCache(capacity)
         self.live: dict[int, Sequence] = {}
         self.ids: set[str] = set()
         self.waiting: list[Sequence] = []

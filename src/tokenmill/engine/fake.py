@@ -45,6 +45,11 @@ def cell(token: int, position: int, salt: int, seen: int, poison: int) -> int:
     return mix(token * 8191 + position, salt, seen)
 
 
+def vector(digest: str, index: int) -> int:
+    """What stands in a token's place where an image is: no token, and another one at every index."""
+    return (1 << 20) + mix(sum(digest.encode()) * 31 + len(digest), index, 11)
+
+
 def weight_of(token: int, is_prompt: bool) -> int:
     """What a token adds to the penalties' history: prompt and output count differently."""
     return (token + 1) * (7 if is_prompt else 13)
@@ -111,6 +116,8 @@ class FakeRunner:
         self.closed = False
         self.histories_seen: list[tuple[int, int, np.ndarray]] = []
         self._unsampled: FakePending | None = None
+        self.images: dict[str, int] = {}
+        self.encoded = 0
 
     def capacity(self) -> Capacity:
         return self._capacity
@@ -131,6 +138,7 @@ class FakeRunner:
         self._release(plan)
         self._seat(plan)
         self._give_blocks(plan)
+        self._keep_images(plan)
         rows = self._check_rows(plan)
         self._free_at = max(time.monotonic(), self._free_at) + self._latency_s if self._latency_s else 0.0
         pending = FakePending(self, plan, rows, self._free_at)
@@ -179,6 +187,18 @@ class FakeRunner:
             size, cells = self._capacity.groups[index].block_tokens, self._cells[index]
             cells[target * size : (target + 1) * size] = cells[source * size : (source + 1) * size]
 
+    def _keep_images(self, plan: StepPlan) -> None:
+        for digest in plan.dropped_media:
+            if self.images.pop(digest, None) is None:
+                refuse(f"image {digest} is dropped but is not here")
+        for item in plan.encode:
+            if item.digest in self.images or item.num_tokens % self._capacity.tile_tokens or not item.num_tokens:
+                refuse(f"image {item.digest} of {item.num_tokens} vectors")
+            self.images[item.digest] = item.num_tokens
+            self.encoded += 1
+        if sum(self.images.values()) * self._capacity.vector_bytes > self._capacity.encoder_cache_bytes:
+            refuse("more images than the encoder's cache holds")
+
     def _check_rows(self, plan: StepPlan) -> list[Row]:
         logprobs = set(plan.want_logprobs.tolist())
         steady = plan.decode_slots.tolist()
@@ -213,6 +233,11 @@ class FakeRunner:
             refuse(f"a chunk of slot {row.slot} at {row.start}, where {seat.length} are done")
         if row.targets is not None and len(row.targets) != row.num_tokens:
             refuse("targets that do not match the tokens")
+        for part in row.embeds:
+            if part.start + part.count > self.images.get(part.digest, 0) or min(part.count - 1, part.start) < 0:
+                refuse(f"vectors of image {part.digest} that are not there")
+            if not 0 <= part.offset <= row.num_tokens - part.count:
+                refuse("an image that does not lie in its row")
 
     # ---- the arithmetic
 
@@ -325,6 +350,9 @@ class FakePending:
 
     def _chunk(self, row: Row, seat: Seat, tokens: list[int], mask: bytes | None) -> None:
         seat.length = row.start
+        for part in row.embeds:
+            vectors = [vector(part.digest, part.start + i) for i in range(part.count)]
+            tokens[part.offset : part.offset + part.count] = vectors
         seen = self.runner.feed(seat, row.slot, tokens)
         drawn: list[int] = []
         if int(row.want) & TOKEN:
@@ -404,8 +432,10 @@ def dream(
     chooser = Chooser(capacity.vocab_size, sampling, seed, prompt + stop.min_new_tokens, stop.token_ids)
     most = min(prompt + stop.max_new_tokens, capacity.max_model_tokens if limit is None else limit)
     codes: list[list[int]] = [[] for _ in capacity.groups]
+    vectors = {im.offset + i: vector(im.digest, i) for im in request.media for i in range(im.num_tokens)}
     while True:
-        seen = sum(_dream_group(i, g, salt, tokens, codes[i], poison) for i, g in enumerate(capacity.groups))
+        shown = [vectors.get(position, token) for position, token in enumerate(tokens)]
+        seen = sum(_dream_group(i, g, salt, shown, codes[i], poison) for i, g in enumerate(capacity.groups))
         if seen >= POISON:
             return tokens[prompt:], Finish.ERROR
         history = sum(weight_of(t, i < prompt) for i, t in enumerate(tokens)) if sampling.needs_history else 0

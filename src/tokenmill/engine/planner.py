@@ -15,6 +15,7 @@ import numpy as np
 from tokenmill.engine.budget import Budget
 from tokenmill.engine.contract import I32, I64, NO_I32, Capacity, Row, SlotInit, StepPlan
 from tokenmill.engine.desk import Decoders, Desk
+from tokenmill.engine.images import embeds_of, overlapping
 from tokenmill.engine.sequence import LOGPROBS, OVER_PROMPT, PROMPT_LOGPROBS, STEADY, Sequence
 from tokenmill.engine.state import NEVER
 from tokenmill.engine.tables import Hit
@@ -84,6 +85,7 @@ class Planner:
 
     def _finished(self, draft: Draft) -> StepPlan:
         released, self.desk.released = self.desk.released, []
+        encode, dropped = self.desk.images.changes()
         return StepPlan(
             step=self.step,
             decode_slots=draft.decode_slots.astype(np.int32),
@@ -91,6 +93,8 @@ class Planner:
             new_slots=draft.new_slots,
             new_blocks=self.tables.changes(),
             released_slots=np.asarray(released, np.int32) if released else NO_I32,
+            dropped_media=dropped,
+            encode=encode,
             masked=np.asarray(draft.masked, np.int32) if draft.masked else NO_I32,
             want_logprobs=draft.want_logprobs,
         )
@@ -216,12 +220,21 @@ class Planner:
         while (room := self.tables.room(slot) - start) <= 0:
             if not self._preempt_younger(seq):
                 return
-        count = min(count, room)
+        count = self._up_to_images(seq, start, min(count, room))
+        if count <= 0:
+            return
         self.tables.cover(one, np.asarray([start + count]))
         state.planned_in[slot] = self.step
         state.queued[slot] = start + count
         draft.budget.spend(count, start)
         self._write_chunk(seq, draft, start, count)
+
+    def _up_to_images(self, seq: Sequence, start: int, count: int) -> int:
+        """How much of a chunk may run: up to the first image for which the step's other images leave no room."""
+        for image in overlapping(seq.request.media, start, start + count):
+            if not self.desk.images.claim(image, self.step):
+                return image.offset - start
+        return count
 
     def _write_chunk(self, seq: Sequence, draft: Draft, start: int, count: int) -> None:
         state, slot = self.state, seq.slot
@@ -230,7 +243,8 @@ class Planner:
         want = seq.chunk_want(is_last)
         tokens = state.tokens[slot, start:end].copy()
         targets = self._targets(seq, start, end) if want & PROMPT_LOGPROBS else None
-        draft.rows.append(Row(slot, count, tokens, start, Want(want), targets))
+        embeds = embeds_of(seq.request.media, start, end) if seq.request.media else ()
+        draft.rows.append(Row(slot, count, tokens, start, Want(want), targets, embeds))
         draft.flight.parts.append(Part(seq, slot, int(state.epoch[slot]), is_last))
         if not is_last:
             return

@@ -1,7 +1,8 @@
 """A `GrammarSpec` as a grammar text of llguidance: sizes checked, one form per kind.
 
 Kinds and their `text`: json_schema (a schema), json_object (not read), regex (matches the whole answer), choice (a JSON
-list of texts), ebnf (Lark), structural_tag ({"structures": [{begin, schema, end}], "triggers": [...]}).
+list of texts), ebnf (Lark), structural_tag ({"structures": [{begin, schema, end}], "triggers": [...]}), tool_calls
+(grammar/calls.py).
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from tokenmill.errors import RequestError
+from tokenmill.grammar.calls import calls_grammar
+from tokenmill.grammar.lark import quoted, refuse, schema_text, spelled
 from tokenmill.types import GrammarSpec
 
 MAX_TEXT_BYTES = 64 * 1024
 MAX_DEPTH = 32
 MAX_CHOICES = 1024
-# White space between JSON tokens: what people and json.dumps write, and too little to fill an answer with.
-_SPACES = r"( |\n[ \t]{0,32})"
 SpecialIds = Mapping[str, int]
 
 
@@ -27,10 +27,10 @@ def grammar_text(spec: GrammarSpec, special_ids: SpecialIds) -> str:
     """What llguidance compiles. `special_ids`: special tokens, which no text can spell. Raises RequestError (400)."""
     make = _KINDS.get(spec.kind)
     if make is None:
-        raise _refuse(f"there is no grammar kind {spec.kind!r}; there are {', '.join(_KINDS)}")
+        raise refuse(f"there is no grammar kind {spec.kind!r}; there are {', '.join(_KINDS)}")
     size = len(spec.text.encode("utf-8", "replace"))
     if size > MAX_TEXT_BYTES:
-        raise _refuse(f"the grammar has {size} bytes; at most {MAX_TEXT_BYTES} are taken")
+        raise refuse(f"the grammar has {size} bytes; at most {MAX_TEXT_BYTES} are taken")
     return make(spec.text, special_ids)
 
 
@@ -49,27 +49,19 @@ def _json(text: str, what: str) -> Any:
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _refuse(f"the {what} is not JSON: {error}") from None
+        raise refuse(f"the {what} is not JSON: {error}") from None
     levels = depth(value)
     if levels > MAX_DEPTH:
-        raise _refuse(f"the {what} is nested {levels} levels deep; at most {MAX_DEPTH} are taken")
+        raise refuse(f"the {what} is nested {levels} levels deep; at most {MAX_DEPTH} are taken")
     return value
 
 
-def _schema(value: Any) -> str:
-    if not isinstance(value, dict | bool):
-        raise _refuse(f"a JSON schema is an object, not {json.dumps(value)[:40]}")
-    if value is False:
-        raise _refuse("the JSON schema is false, which nothing meets")
-    return json.dumps({**(value if isinstance(value, dict) else {}), "x-guidance": {"whitespace_pattern": _SPACES}})
-
-
 def _json_schema(text: str, special_ids: SpecialIds) -> str:
-    return str(LLMatcher.grammar_from_json_schema(_schema(_json(text, "JSON schema"))))
+    return str(LLMatcher.grammar_from_json_schema(schema_text(_json(text, "JSON schema"))))
 
 
 def _json_object(text: str, special_ids: SpecialIds) -> str:
-    return str(LLMatcher.grammar_from_json_schema(_schema({"type": "object"})))
+    return str(LLMatcher.grammar_from_json_schema(schema_text({"type": "object"})))
 
 
 def _regex(text: str, special_ids: SpecialIds) -> str:
@@ -79,10 +71,10 @@ def _regex(text: str, special_ids: SpecialIds) -> str:
 def _choice(text: str, special_ids: SpecialIds) -> str:
     words = _texts(_json(text, "list of choices"))
     if not words:
-        raise _refuse("choices are a JSON list of texts that are not empty")
+        raise refuse("choices are a JSON list of texts that are not empty")
     if len(words) > MAX_CHOICES:
-        raise _refuse(f"there are {len(words)} choices; at most {MAX_CHOICES} are taken")
-    return "start: " + " | ".join(_quoted(word) for word in dict.fromkeys(words))
+        raise refuse(f"there are {len(words)} choices; at most {MAX_CHOICES} are taken")
+    return "start: " + " | ".join(quoted(word) for word in dict.fromkeys(words))
 
 
 def _ebnf(text: str, special_ids: SpecialIds) -> str:
@@ -95,7 +87,7 @@ def _structural_tag(text: str, special_ids: SpecialIds) -> str:
     value = value if isinstance(value, dict) else {}
     structures, triggers = value.get("structures"), _texts(value.get("triggers"))
     if not triggers or not isinstance(structures, list) or not structures:
-        raise _refuse("a structural tag has structures [{begin, schema, end}] and triggers [text]")
+        raise refuse("a structural tag has structures [{begin, schema, end}] and triggers [text]")
     rules = [_structure(number, entry, triggers, special_ids) for number, entry in enumerate(structures)]
     names = " | ".join(f"tag_{number}" for number in range(len(rules)))
     return "\n".join([f"start: ({names})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/", *rules])
@@ -104,29 +96,15 @@ def _structural_tag(text: str, special_ids: SpecialIds) -> str:
 def _structure(number: int, entry: Any, triggers: list[str], special_ids: SpecialIds) -> str:
     begin, end = (entry.get(key, "") if isinstance(entry, dict) else None for key in ("begin", "end"))
     if not isinstance(begin, str) or not isinstance(end, str) or not isinstance(entry.get("schema", {}), dict | bool):
-        raise _refuse("a structure has texts begin and end and a schema that is an object")
+        raise refuse("a structure has texts begin and end and a schema that is an object")
     trigger = next((word for word in triggers if begin.startswith(word)), None)
     if trigger is None:
-        raise _refuse(f"structure {begin!r} begins with none of the triggers {triggers}")
-    body = f"{_spelled(begin[len(trigger) :], special_ids)} %json {_schema(entry.get('schema', {}))} "
-    body += _spelled(end, special_ids)
+        raise refuse(f"structure {begin!r} begins with none of the triggers {triggers}")
+    body = f"{spelled(begin[len(trigger) :], special_ids)} %json {schema_text(entry.get('schema', {}))} "
+    body += spelled(end, special_ids)
     if trigger in special_ids:
         return f"tag_{number}: TEXT <[{special_ids[trigger]}]> {body}"
-    return f"open_{number}[lazy]: TEXT {_quoted(trigger)}\ntag_{number}: open_{number} {body}"
-
-
-def _spelled(text: str, special_ids: SpecialIds) -> str:
-    """A text as Lark strings, special tokens in it as what they are."""
-    found = min(((text.find(word), -len(word), word) for word in special_ids if word and word in text), default=None)
-    if found is None:
-        return _quoted(text) if text else ""
-    at, _, word = found
-    before = _quoted(text[:at]) if at else ""
-    return f"{before} <[{special_ids[word]}]> {_spelled(text[at + len(word) :], special_ids)}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return f"open_{number}[lazy]: TEXT {quoted(trigger)}\ntag_{number}: open_{number} {body}"
 
 
 def _texts(value: Any) -> list[str]:
@@ -135,8 +113,8 @@ def _texts(value: Any) -> list[str]:
     return value if fine else []
 
 
-def _refuse(message: str) -> RequestError:
-    return RequestError(message, param="response_format", code="invalid_grammar")
+def _tool_calls(text: str, special_ids: SpecialIds) -> str:
+    return calls_grammar(_json(text, "tool list"), special_ids)
 
 
 _KINDS: dict[str, Callable[[str, SpecialIds], str]] = {
@@ -146,5 +124,6 @@ _KINDS: dict[str, Callable[[str, SpecialIds], str]] = {
     "choice": _choice,
     "ebnf": _ebnf,
     "structural_tag": _structural_tag,
+    "tool_calls": _tool_calls,
 }
 KINDS = tuple(_KINDS)

@@ -46,6 +46,35 @@ class PrepareLinear(Protocol):
     def __call__(self, weight: Weight, bias: Tensor | None, dtype: object) -> Prepared: ...
 
 
+class PreparedExperts(Protocol):
+    """Linears of all experts: rows sorted by expert, expert e's rows end before `ends_E[e]` (int64, cumulative)."""
+
+    def __call__(self, x_PM: Tensor, ends_E: Tensor) -> Tensor: ...
+
+
+class PrepareExperts(Protocol):
+    def __call__(self, weights: tuple[Weight, ...], biases: tuple[Tensor | None, ...], dtype: object
+                 ) -> PreparedExperts: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How a token chooses its experts.
+
+    score: of every expert, "softmax" over all or "sigmoid" of each. groups: experts in equal groups, of which the best
+    `top_groups` remain, judged by their best `group_votes` scores. normalise: the chosen weights are made to sum to 1
+    (their scores with the choice bias decide, without it they weigh). scale: times this at last.
+    """
+
+    top_k: int
+    score: str = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    group_votes: int = 1
+
+
 class Attention(Protocol):
     def __call__(self, q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts) -> Tensor:
         """Causal attention of every row over its own blocks. Out: like q_THK. Softmax in fp32."""
@@ -60,6 +89,7 @@ class Primitives:
     rope(x_THK, cos_TK, sin_TK) -> THK: half rotation (pairs i, i + K / 2), in fp32, cast back.
     silu_mul(gate_up_T2F) -> TF: silu of the first half times the second.
     kv_write(pages, k_TGK, v_TGK, writes_T) -> None.
+    route(logits_TE, choice_bias_E | None, routing) -> weights_Tk fp32, experts_Tk int64.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -68,6 +98,8 @@ class Primitives:
     kv_write: Callable[[KVPages, Tensor, Tensor, Tensor], None]
     attention: Attention
     prepare_linear: PrepareLinear
+    prepare_experts: PrepareExperts
+    route: Callable[[Tensor, Tensor | None, Routing], tuple[Tensor, Tensor]]
 
 
 # ---------------------------------------------------------------- blocks
@@ -121,6 +153,58 @@ class MlpParts:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedParts:
+    """The expert every token goes through; `gate_1D`: its result times sigmoid of this on the input."""
+
+    gate_up: Prepared
+    down: Prepared
+    gate_1D: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MoeParts:
+    """One layer's mixture of experts, ready to run. router_ED fp32, and what is added to its logits or to its choice.
+
+    `activation` is of a family with its own; None: silu of gate's half times up's.
+    """
+
+    norm: Norm
+    router_ED: Tensor
+    routing: Routing
+    gate_up: PreparedExperts
+    down: PreparedExperts
+    reduce: Reduce
+    router_bias_E: Tensor | None = None
+    choice_bias_E: Tensor | None = None
+    shared: SharedParts | None = None
+    activation: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MlaParts:
+    """One layer's multi-head latent attention, ready to run. R latent channels, P rotated ones, K = R + P in the cache.
+
+    `query` gives each head's plain and rotated channels (through a narrow vector and its norm where `narrow` is there),
+    `latent` the latent and the shared rotated key. absorb_HCR takes plain query channels C into the latent's space,
+    raise_HVR takes what attention found there to the head's V value channels.
+    """
+
+    norm: Norm
+    query: Prepared
+    latent: Prepared
+    latent_norm: Norm
+    absorb_HCR: Tensor
+    raise_HVR: Tensor
+    out: Prepared
+    heads: Heads
+    facts: AttentionFacts
+    reduce: Reduce
+    group: int = 0
+    narrow: Prepared | None = None
+    narrow_norm: Norm | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HeadParts:
     """The output head: this rank's rows of the vocabulary, and how ranks' rows come together."""
 
@@ -140,8 +224,20 @@ class Attend(Protocol):
         ...
 
 
+class MlaIn(Protocol):
+    def __call__(self, stream: Stream, parts: MlaParts, rows: RowMeta, pages: KVPages) -> Tensor:
+        """Norm, query in the latent's space, rope (pairs 2i, 2i + 1); the latent is written. Out: q_THK, K = R + P."""
+        ...
+
+
+class MlaAttend(Protocol):
+    def __call__(self, q_THK: Tensor, parts: MlaParts, rows: RowMeta, pages: KVPages) -> Tensor:
+        """Attention over latent pages, raised to value channels. Out: [T, H * V]."""
+        ...
+
+
 class AttnOut(Protocol):
-    def __call__(self, stream: Stream, y_TM: Tensor, parts: AttentionParts, following: Norm) -> Stream:
+    def __call__(self, stream: Stream, y_TM: Tensor, parts: AttentionParts | MlaParts, following: Norm) -> Stream:
         """Output projection, reduce, residual. `following` is the next norm, which a backend may apply already."""
         ...
 
@@ -155,6 +251,12 @@ class MlpIn(Protocol):
 class MlpOut(Protocol):
     def __call__(self, stream: Stream, y_TF: Tensor, parts: MlpParts, following: Norm) -> Stream:
         """Down projection, reduce, residual. `following` as in `AttnOut`."""
+        ...
+
+
+class MoeBlock(Protocol):
+    def __call__(self, stream: Stream, parts: MoeParts, following: Norm) -> Stream:
+        """Norm, routing, experts, shared expert, reduce, residual. `following` as in `AttnOut`."""
         ...
 
 
@@ -181,6 +283,9 @@ class Ops:
     attn_out: AttnOut
     mlp_in: MlpIn
     mlp_out: MlpOut
+    mla_in: MlaIn
+    mla_attend: MlaAttend
+    moe_block: MoeBlock
     final_norm: FinalNorm
     head: Head
     backends: dict[str, str]

@@ -14,11 +14,13 @@ from tokenmill.errors import ConfigError
 from tokenmill.kv.contract import KVKind
 
 SPARE_BLOCKS = 1
+# Modules of this room that are no kind, and the kind that a model brings itself.
+NOT_CHOSEN = ("contract", "layout", "quantize", "rotate", "latent")
 
 
 def kind_names() -> list[str]:
     """Cache kinds there are, by the names of `CacheConfig.kv`."""
-    modules = [name for name in find.names("tokenmill.kv") if name not in ("contract", "layout", "quantize", "rotate")]
+    modules = [name for name in find.names("tokenmill.kv") if name not in NOT_CHOSEN]
     return [name.replace("_", "-") for name in modules]
 
 
@@ -27,6 +29,19 @@ def load_kind(name: str) -> KVKind:
     if name not in kind_names():
         raise ConfigError(f"KV cache kind is {name!r}; it must be one of {', '.join(kind_names())}")
     kind: KVKind = find.load("tokenmill.kv", name.replace("-", "_")).KIND
+    return kind
+
+
+def kind_of(latent: bool, name: str) -> KVKind:
+    """The kind a model's cache has when the user asked for `name`. Raises ConfigError where it cannot have that."""
+    if not latent:
+        return load_kind(name)
+    if name != "auto":
+        raise ConfigError(
+            f"KV cache kind is {name!r}, but this model's cache holds one latent a token, already small, which is kept "
+            "as it is: use --quant-policy 0"
+        )
+    kind: KVKind = find.load("tokenmill.kv", "latent").KIND
     return kind
 
 

@@ -11,8 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tokenmill.kernels.ops import AttentionFacts, AttentionParts, Heads, Norm
+from tokenmill.kernels.meta import RowMeta, Stream
+from tokenmill.kernels.ops import AttentionFacts, AttentionParts, Heads, Norm, Ops
+from tokenmill.kv.contract import KVPages
 from tokenmill.layers.linear import Linear, Loader, Part, read_bias, read_part, split_part, split_rows, unit_span
+from tokenmill.layers.reduce import reduce_with
 from tokenmill.weights.contract import Source, Weight
 
 
@@ -21,7 +24,8 @@ class AttentionArch:
     """One layer's attention in numbers, of the whole model. Biases are what config.json promises.
 
     `window_tokens`: a query sees itself and that many tokens less one before it (None: all). `group`: the layer's KV
-    group. `alibi`: linear biases by head instead of a rotation. `scale` on q k, None: head_dim ** -0.5.
+    group. `alibi`: linear biases by head instead of a rotation. `scale` on q k, None: head_dim ** -0.5. `softcap`
+    c: scores s become c tanh(s / c).
     """
 
     hidden_size: int
@@ -35,6 +39,7 @@ class AttentionArch:
     group: int = 0
     alibi: bool = False
     scale: float | None = None
+    softcap: float | None = None
 
 
 class QKVNames(Protocol):
@@ -116,13 +121,28 @@ def _join(weights: tuple[Weight, ...]) -> Weight:
 
 @dataclass(frozen=True, slots=True)
 class AttentionNames:
-    """Names within a layer."""
+    """Names within a layer. `post_norm`: of the norm on what attention adds. `sinks`: a logit a head."""
 
     norm: str
     qkv: QKVNames
     out: str
     q_norm: str = ""
     k_norm: str = ""
+    post_norm: str = ""
+    sinks: str = ""
+
+    def linears(self, a: AttentionArch) -> dict[str, tuple[int, int]]:
+        """Linears by name within the layer, with their (N, M)."""
+        return {**self.qkv.shapes(a), self.out: (a.hidden_size, a.num_heads * a.head_dim)}
+
+    def plain(self, a: AttentionArch) -> dict[str, tuple[int, ...]]:
+        """Norms, sinks and promised biases by full name within the layer."""
+        norms = {f"{name}.weight": (a.hidden_size,) for name in (self.norm, self.post_norm) if name}
+        norms |= {f"{name}.weight": (a.head_dim,) for name in (self.q_norm, self.k_norm) if name}
+        biased = self.qkv.shapes(a) if a.qkv_bias else {}
+        biased |= {self.out: (a.hidden_size, 0)} if a.out_bias else {}
+        biases = {f"{name}.bias": shape[:1] for name, shape in biased.items()}
+        return {**norms, **biases, **({self.sinks: (a.num_heads,)} if self.sinks else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +159,32 @@ class Gqa:
             qkv=Linear(names.qkv.read(loader.source, prefix, a), "column", loader),
             out=Linear((read_part(loader.source, prefix + names.out, out, a.num_heads, a.out_bias),), "row", loader),
             heads=local_heads(a, loader),
-            facts=_facts(a, loader),
-            reduce=loader.group.all_reduce,
+            facts=_facts(a, loader, prefix + names.sinks if names.sinks else ""),
+            reduce=reduce_with(loader, prefix + names.post_norm if names.post_norm else "", a.hidden_size, eps),
             group=a.group,
             q_norm=head_norms.get(names.q_norm) if self.qk_norm else None,
             k_norm=head_norms.get(names.k_norm) if self.qk_norm else None,
             logn=a.logn,
         )
 
+    def run(
+        self, ops: Ops, stream: Stream, parts: AttentionParts, following: Norm, rows: RowMeta, pages: KVPages
+    ) -> Stream:
+        q_THK = ops.attn_in(stream, parts, rows, pages)
+        return ops.attn_out(stream, ops.attend(q_THK, parts, rows, pages), parts, following)
 
-def _facts(a: AttentionArch, loader: Loader) -> AttentionFacts:
+
+def _facts(a: AttentionArch, loader: Loader, sinks: str) -> AttentionFacts:
     """What attention must know of this rank's heads."""
-    slopes_H = None
+    slopes_H, sinks_H = None, None
     if a.alibi:
         first, last = unit_span(a.num_heads, a.num_heads, loader.group)
         slopes_H = alibi_slopes(a.num_heads)[first:last].to(loader.device)
+    if sinks:
+        first, last = unit_span(a.num_heads, a.num_heads, loader.group)
+        sinks_H = loader.vector(sinks, a.num_heads)[first:last].float()
     scale = a.head_dim**-0.5 if a.scale is None else a.scale
-    return AttentionFacts(scale, window_tokens=a.window_tokens, alibi_slopes_H=slopes_H)
+    return AttentionFacts(scale, a.window_tokens, a.softcap, slopes_H, sinks_H)
 
 
 def alibi_slopes(num_heads: int) -> Tensor:

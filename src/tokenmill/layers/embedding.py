@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,18 +13,18 @@ from tokenmill.weights.classes import Dense
 
 
 class Embedding:
-    """`embedding(ids_T) -> [T, D]` in the model's dtype."""
+    """`embedding(ids_T) -> [T, D]` in the model's dtype, times `scale` as that dtype holds it."""
 
-    def __init__(self, loader: Loader, name: str, vocab_size: int, hidden_size: int):
+    def __init__(self, loader: Loader, name: str, shape: tuple[int, int], scale: float = 1.0):
         table = loader.source.tensor(f"{name}.weight")
-        if tuple(table.shape) != (vocab_size, hidden_size):
-            raise FormatError(
-                f"{name}.weight has shape {tuple(table.shape)}; config.json asks for {(vocab_size, hidden_size)}"
-            )
+        if tuple(table.shape) != shape:
+            raise FormatError(f"{name}.weight has shape {tuple(table.shape)}; config.json asks for {shape}")
         self.table_VD = table.to(loader.device, loader.dtype)
+        self.scale = float(torch.tensor(scale, dtype=loader.dtype))
 
     def __call__(self, ids_T: Tensor) -> Tensor:
-        return functional.embedding(ids_T, self.table_VD)
+        found_TD = functional.embedding(ids_T, self.table_VD)
+        return found_TD if self.scale == 1.0 else found_TD * self.scale
 
 
 def build_head(loader: Loader, name: str, embedding: Embedding, tied: bool) -> HeadParts:

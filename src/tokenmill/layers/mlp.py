@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from tokenmill.kernels.ops import MlpParts, Norm
+from tokenmill.kernels.meta import Stream
+from tokenmill.kernels.ops import MlpParts, Norm, Ops
 from tokenmill.layers.linear import Linear, Loader, Part, read_part, split_part
+from tokenmill.layers.reduce import reduce_with
 from tokenmill.weights.contract import Source
 
 
@@ -21,13 +23,17 @@ class MlpArch:
 
 
 class MlpLayout(Protocol):
-    """How a checkpoint stores gate, up and down. `norm` is the name of the norm before them.
+    """How a checkpoint stores gate, up and down. `norm` is the name of the norm before them, `post_norm` of the
+    one on what they add ("": none).
 
     `inputs`: linears that read the normed input, gate's rows first. `output`: the one that reads what they make.
     """
 
     @property
     def norm(self) -> str: ...
+
+    @property
+    def post_norm(self) -> str: ...
 
     @property
     def inputs(self) -> tuple[str, ...]: ...
@@ -37,6 +43,10 @@ class MlpLayout(Protocol):
 
     def shapes(self, a: MlpArch) -> dict[str, tuple[int, int]]:
         """Linears by name within the layer, with their (N, M)."""
+        ...
+
+    def plain(self, a: MlpArch) -> dict[str, tuple[int, ...]]:
+        """Promised biases by full name within the layer."""
         ...
 
     def read(self, source: Source, prefix: str, a: MlpArch) -> tuple[Part, Part, Part]:
@@ -52,6 +62,7 @@ class MlpNames:
     gate: str
     up: str
     down: str
+    post_norm: str = ""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -64,6 +75,9 @@ class MlpNames:
     def shapes(self, a: MlpArch) -> dict[str, tuple[int, int]]:
         inner = (a.ffn_size, a.hidden_size)
         return {self.gate: inner, self.up: inner, self.down: inner[::-1]}
+
+    def plain(self, a: MlpArch) -> dict[str, tuple[int, ...]]:
+        return promised_biases(self.shapes(a), a)
 
     def read(self, source: Source, prefix: str, a: MlpArch) -> tuple[Part, Part, Part]:
         shapes, units = self.shapes(a), a.ffn_size // a.unit
@@ -80,6 +94,7 @@ class PackedMlpNames:
     norm: str
     gate_up: str
     down: str
+    post_norm: str = ""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -92,11 +107,18 @@ class PackedMlpNames:
     def shapes(self, a: MlpArch) -> dict[str, tuple[int, int]]:
         return {self.gate_up: (2 * a.ffn_size, a.hidden_size), self.down: (a.hidden_size, a.ffn_size)}
 
+    def plain(self, a: MlpArch) -> dict[str, tuple[int, ...]]:
+        return promised_biases(self.shapes(a), a)
+
     def read(self, source: Source, prefix: str, a: MlpArch) -> tuple[Part, Part, Part]:
         shapes, units = self.shapes(a), a.ffn_size // a.unit
         both = read_part(source, prefix + self.gate_up, shapes[self.gate_up], units, a.bias)
         gate, up = split_part(both, (a.ffn_size, a.ffn_size), (units, units))
         return gate, up, read_part(source, prefix + self.down, shapes[self.down], units, a.bias)
+
+
+def promised_biases(linears: dict[str, tuple[int, int]], a: MlpArch) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.bias": shape[:1] for name, shape in linears.items()} if a.bias else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +131,8 @@ class Gated:
             norm=Norm(loader.vector(f"{prefix}{names.norm}.weight", a.hidden_size), eps),
             gate_up=Linear((gate, up), "column", loader),
             down=Linear((down,), "row", loader),
-            reduce=loader.group.all_reduce,
+            reduce=reduce_with(loader, prefix + names.post_norm if names.post_norm else "", a.hidden_size, eps),
         )
+
+    def run(self, ops: Ops, stream: Stream, parts: MlpParts, following: Norm) -> Stream:
+        return ops.mlp_out(stream, ops.mlp_in(stream, parts), parts, following)

@@ -137,11 +137,11 @@ def attention_scale(facts: RopeFacts) -> float:
             return 1.0
         return math.sqrt(1 + math.log(facts.factor) / math.log(facts.original_max_position))
     if facts.mscale and facts.mscale_all_dim:
-        return _mscale(facts.factor, facts.mscale) / _mscale(facts.factor, facts.mscale_all_dim)
-    return _mscale(facts.factor, 1.0)
+        return yarn_mscale(facts.factor, facts.mscale) / yarn_mscale(facts.factor, facts.mscale_all_dim)
+    return yarn_mscale(facts.factor, 1.0)
 
 
-def _mscale(factor: float, mscale: float) -> float:
+def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1.0 else 0.1 * mscale * math.log(factor) + 1.0
 
 

@@ -52,11 +52,11 @@ def arch(c: dict[str, Any]) -> DecoderArch:
     a = decoder_arch(c)
     if alibi:
         still = RopeFacts("none", 1.0, a.attention.head_dim, a.max_model_tokens)
-        a = replace(a, attention=replace(a.attention, alibi=True), rope=still)
+        a = replace(a, attention=replace(a.gqa, alibi=True), rope=still)
     return a
 
 
-def head(loader: Loader, name: str, embedding: Embedding, tied: bool) -> HeadParts:
+def head(loader: Loader, name: str, embedding: Embedding, arch: DecoderArch) -> HeadParts:
     """Logits over rows of length 1 (Baichuan 2)."""
     V, D = embedding.table_VD.shape
     part = read_part(loader.source, name, (V, D), V)

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenmill.layers.embedding import build_head
 from tokenmill.models import baichuan
-from tokenmill.models.family import Twin
+from tokenmill.models.family import Twin, plain_head
 
 
 def twin_tensors(tensors: dict[str, Tensor], c: dict[str, Any]) -> dict[str, Tensor]:
@@ -29,6 +28,6 @@ FAMILY = replace(
             "AutoModelForCausalLM": "modeling_baichuan.BaiChuanForCausalLM",
         },
     },
-    head=build_head,
+    head=plain_head,
     twin=Twin(baichuan.twin_config, twin_tensors),
 )

@@ -6,7 +6,7 @@ than one fused linear is held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from tokenmill.distributed.group import NullGroup
 from tokenmill.kernels.bind import BindFacts, bind
 from tokenmill.layers.linear import Loader
 from tokenmill.models.decoder import Decoder
-from tokenmill.models.spec import read_arch, read_spec
+from tokenmill.models.spec import find_multimodal, read_arch, read_spec, read_whole
+from tokenmill.weights.prefix import PrefixSource
 from tokenmill.weights.source import open_source
 
 
@@ -40,6 +41,14 @@ def build_model(folder: str | Path, build: ModelBuild = ModelBuild()) -> Decoder
     """The model in `folder`. Raises FormatError (files) and ConfigError (what is not served)."""
     spec = read_spec(folder, build.config)
     family, arch = read_arch(folder, build.config)
-    ops = bind(build.device, BindFacts(build.dtype, build.kv), build.backends)
-    loader = Loader(open_source(folder), ops, build.device, build.dtype, build.group)
-    return Decoder(spec, family, arch, loader)
+    ops = bind(build.device, BindFacts(build.dtype, "latent" if spec.latent else build.kv), build.backends)
+    files = open_source(folder)
+    whole = Loader(files, ops, build.device, build.dtype, build.group)
+    joined = find_multimodal(raw := read_whole(folder, build.config))
+    if joined is None:
+        return Decoder(spec, family, arch, replace(whole, source=family.source(files)))
+    language = family.source(PrefixSource(files, joined.prefix))
+    model = Decoder(spec, family, arch, replace(whole, source=language))
+    if not build.config.language_only:
+        model.vision = joined.build(whole, raw, arch.hidden_size)
+    return model

@@ -26,11 +26,26 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """A vision tower in numbers: a tile's side in pixels, the vectors it becomes, and the most tiles an image has by
+    default. `params` of tower and projector; `tile_work`: numbers alive at once while one tile is encoded.
+    """
+
+    tile_size: int
+    tile_tokens: int
+    most_tiles: int
+    params: int
+    tile_work: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Facts a runner and a memory plan need, from config.json alone.
 
     num_heads, num_kv_heads are of the whole model (before tensor parallel). `linear_params` counts the weights of
     decoder linears, `other_params` embeddings, head and norms: the memory plan prices them by weight format.
+    `latent`: the cache holds one vector a token for K and V alike; num_kv_heads and head_dim then are that vector's.
+    `generates`: False for reward models, which have no head.
     """
 
     family: str
@@ -49,12 +64,30 @@ class ModelSpec:
     eos_ids: tuple[int, ...]
     bos_id: int | None
     logn: bool = False
+    latent: bool = False
+    generates: bool = True
+    vision: VisionSpec | None = None
+
+
+class Vision(Protocol):
+    """A vision tower on its device, whole on every rank."""
+
+    spec: VisionSpec
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Bytes [N, size, size, 3] on the device become vectors [N, tile_tokens, D] of the language model."""
+        ...
 
 
 class Model(Protocol):
     """A model on its device, of this rank's share. All tensors packed: T tokens of all rows."""
 
     spec: ModelSpec
+    vision: Vision | None
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """The token embeddings [T, D], for those who put others in their place."""
+        ...
 
     def rope(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [T, K // 2] fp32 for each token, from its slot's rope base (0: the model's own)."""
@@ -75,4 +108,8 @@ class Model(Protocol):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """fp32 [R, V] of chosen positions, gathered over ranks."""
+        ...
+
+    def pool(self, hidden_RD: Tensor) -> Tensor:
+        """What rows come to, fp32 [R, n]: their hidden states, or a reward model's score (n = 1)."""
         ...

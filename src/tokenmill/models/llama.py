@@ -10,16 +10,17 @@ from tokenmill.layers.mlp import Gated, MlpArch, MlpNames
 from tokenmill.models.family import Block, DecoderArch, Family, Names, QuantGroup, expect_positive
 from tokenmill.models.reading import head_dim, kv_heads, rope_facts
 
+LLAMA_ATTENTION = AttentionNames(
+    norm="input_layernorm",
+    qkv=SeparateQKV("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.o_proj",
+)
 LLAMA_NAMES = Names(
     embedding="model.embed_tokens",
     norm="model.norm",
     head="lm_head",
     layer="model.layers.{}.",
-    attention=AttentionNames(
-        norm="input_layernorm",
-        qkv=SeparateQKV("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        out="self_attn.o_proj",
-    ),
+    attention=LLAMA_ATTENTION,
     mlp=MlpNames("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
 

@@ -19,9 +19,11 @@ from tokenmill.config import ModelConfig
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.decoder import Decoder
 from tokenmill.models.solo import Solo
-from tokenmill.models.twin import load_twin
+from tokenmill.models.twin import ScoreTwin, load_twin, load_whole_twin
 
 LIMIT = 1e-4
+# Any id will do to mark where the image lies, so no tokenizer is asked.
+IMAGE_ID = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,29 @@ def check_parity(folder: str | Path, probe: Probe = Probe()) -> ParityReport:
     # Theirs second and consumed at once: both models are resident, their activations only as far as compared.
     theirs = twin_stages(load_twin(folder, probe.config), ids_T)
     ours = list(own_stages(model, ids_T, probe.chunk))
-    return ParityReport(Path(folder).name, tokens, tuple(_compare(name, x, theirs[name]) for name, x in ours))
+    stages = [_compare(name, x, theirs[name]) for name, x in ours]
+    if model.vision is not None:
+        stages += image_stages(model, load_whole_twin(folder, IMAGE_ID, probe.config), ids_T)
+    return ParityReport(Path(folder).name, tokens, tuple(stages))
+
+
+@torch.inference_mode()
+def image_stages(model: Decoder, twin: Any, ids_T: Tensor) -> Iterator[StageParity]:
+    """Two random tiles: what the tower makes of them, and the logits of a prompt around them."""
+    assert model.vision is not None
+    size = model.vision.spec.tile_size
+    draw = torch.Generator().manual_seed(1)
+    tiles = torch.randint(0, 256, (2, size, size, 3), generator=draw, dtype=torch.uint8)
+    features_TD = model.vision(tiles).flatten(0, 1)
+    yield _compare("image features", features_TD, twin.features(tiles))
+    room = torch.full((len(features_TD),), IMAGE_ID)
+    text_T = torch.where(ids_T == IMAGE_ID, IMAGE_ID + 1, ids_T)
+    ids_T = torch.cat([text_T[:8], room, text_T[8:]])
+    embeds_TD = model.embed(ids_T).clone()
+    embeds_TD[8 : 8 + len(room)] = features_TD
+    solo = Solo(model, len(ids_T))
+    hidden_TD = model.forward(ids_T, solo.rows(len(ids_T)), solo.caches, embeds_TD)
+    yield _compare("logits with an image", model.logits(hidden_TD), twin.logits(ids_T, tiles))
 
 
 @torch.inference_mode()
@@ -97,8 +121,13 @@ def own_stages(model: Decoder, ids_T: Tensor, chunk: int) -> Iterator[tuple[str,
     hidden_TD = torch.empty(0)
     for name, hidden_TD in model.stages(ids_T, solo.rows(len(ids_T)), solo.caches):
         yield name, hidden_TD
+    in_chunks = Solo(model, len(ids_T)).hidden(ids_T, chunk)
+    if model.score is not None:
+        yield "score", model.pool(hidden_TD[-1:])
+        yield "score in chunks", model.pool(in_chunks[-1:])
+        return
     yield "logits", model.logits(hidden_TD)
-    yield "logits in chunks", Solo(model, len(ids_T)).logits(ids_T, chunk)
+    yield "logits in chunks", model.logits(in_chunks)
 
 
 @torch.inference_mode()
@@ -117,11 +146,14 @@ def twin_stages(twin: Any, ids_T: Tensor) -> dict[str, Tensor]:
 
     watch_output(twin.get_input_embeddings(), "embedding")
     for index, layer in enumerate(twin.model.layers):
-        watch_input(layer.post_attention_layernorm, f"layer {index} attention")
+        # Families that norm what attention adds keep the MLP's own norm under another name.
+        before_mlp = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
+        watch_input(before_mlp, f"layer {index} attention")
         watch_output(layer, f"layer {index} mlp")
     watch_output(twin.model.norm, "final norm")
-    logits = twin(ids_T[None]).logits[0].float()
-    return {**seen, "logits": logits, "logits in chunks": logits}
+    last = twin(ids_T[None]).logits[0].float()
+    what = "score" if isinstance(twin, ScoreTwin) else "logits"
+    return {**seen, what: last, f"{what} in chunks": last}
 
 
 def _compare(name: str, ours: Tensor, theirs: Tensor) -> StageParity:

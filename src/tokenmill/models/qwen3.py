@@ -8,12 +8,11 @@ from typing import Any
 from tokenmill.layers.attention import Gqa
 from tokenmill.layers.mlp import Gated
 from tokenmill.models.family import Block, DecoderArch, Family
-from tokenmill.models.llama import LLAMA_NAMES, LLAMA_QUANT, LLAMA_TINY, decoder_arch
+from tokenmill.models.llama import LLAMA_ATTENTION, LLAMA_NAMES, LLAMA_QUANT, LLAMA_TINY, decoder_arch
 from tokenmill.models.qwen2 import with_late_windows
 
-NAMES = replace(
-    LLAMA_NAMES, attention=replace(LLAMA_NAMES.attention, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
-)
+ATTENTION = replace(LLAMA_ATTENTION, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
+NAMES = replace(LLAMA_NAMES, attention=ATTENTION)
 
 TINY: dict[str, Any] = {
     **{key: value for key, value in LLAMA_TINY.items() if key not in ("mlp_bias", "pretraining_tp")},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.kv.contract import KVShape
-from tokenmill.kv.layout import load_kind
+from tokenmill.kv.layout import kind_of
 from tokenmill.models.decoder import Decoder
 
 BLOCK_TOKENS = 16
@@ -24,7 +24,7 @@ class Solo:
     def __init__(self, model: Decoder, prompt_tokens: int, kv: str = "auto"):
         spec, device = model.spec, model.embedding.table_VD.device
         blocks = -(-prompt_tokens // BLOCK_TOKENS)
-        shape, kind = KVShape(spec.num_kv_heads, spec.head_dim, BLOCK_TOKENS), load_kind(kv)
+        shape, kind = KVShape(spec.num_kv_heads, spec.head_dim, BLOCK_TOKENS), kind_of(spec.latent, kv)
         self.model = model
         self.caches = tuple(kind.alloc(blocks, shape, model.dtype, device) for _ in range(spec.num_layers))
         self.table_1B = torch.arange(blocks - 1, -1, -1, dtype=torch.int32, device=device)[None]
@@ -61,6 +61,9 @@ class Solo:
 
     def logits(self, ids_T: Tensor, chunk: int | None = None) -> Tensor:
         """fp32 [T, V] of the next tokens, run in chunks of at most `chunk` tokens."""
+        return self.model.logits(self.hidden(ids_T, chunk))
+
+    def hidden(self, ids_T: Tensor, chunk: int | None = None) -> Tensor:
+        """Hidden states [T, D] behind the final norm, run in chunks of at most `chunk` tokens."""
         parts = torch.split(ids_T, chunk or len(ids_T))
-        hidden = [self.model.forward(part, self.rows(len(part)), self.caches) for part in parts]
-        return self.model.logits(torch.cat(hidden))
+        return torch.cat([self.model.forward(part, self.rows(len(part)), self.caches) for part in parts])

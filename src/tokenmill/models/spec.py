@@ -13,9 +13,11 @@ from typing import Any
 from tokenmill import find
 from tokenmill.config import ModelConfig
 from tokenmill.errors import ConfigError, FormatError
+from tokenmill.layers.mla import MlaArch
 from tokenmill.layers.rope import RopeFacts
-from tokenmill.models.contract import AttentionGroup, ModelSpec
-from tokenmill.models.family import DecoderArch, Family
+from tokenmill.models.contract import AttentionGroup, ModelSpec, VisionSpec
+from tokenmill.models.family import DecoderArch, Family, mlp_of
+from tokenmill.models.multimodal import Multimodal
 from tokenmill.models.reading import architecture, dtype_name, text_config, token_ids
 
 PACKAGE = "tokenmill.models"
@@ -26,6 +28,24 @@ def families() -> dict[str, Family]:
     """Every family there is, by name. A module of this room that holds a FAMILY is one."""
     found = (getattr(find.load(PACKAGE, name), "FAMILY", None) for name in find.names(PACKAGE))
     return {family.name: family for family in found if family is not None}
+
+
+@cache
+def multimodals() -> dict[str, Multimodal]:
+    """Every family with a vision tower, by name. A module of this room that holds a MULTIMODAL is one."""
+    found = (getattr(find.load(PACKAGE, name), "MULTIMODAL", None) for name in find.names(PACKAGE))
+    return {joined.name: joined for joined in found if joined is not None}
+
+
+def family_names() -> list[str]:
+    """What `make-tiny` takes."""
+    return sorted({**families(), **multimodals()})
+
+
+def find_multimodal(config: dict[str, Any]) -> Multimodal | None:
+    """The record of a whole config.json; None where there is no vision tower."""
+    wanted = architecture(config)
+    return next((joined for joined in multimodals().values() if wanted in joined.architectures), None)
 
 
 def find_family(config: dict[str, Any]) -> Family:
@@ -46,9 +66,18 @@ def find_family(config: dict[str, Any]) -> Family:
 
 def read_config(model: str | Path | dict[str, Any], config: ModelConfig = ModelConfig()) -> dict[str, Any]:
     """A folder's config.json (or the dict itself) with the user's overrides in it, nested text config taken out."""
-    raw = model if isinstance(model, dict) else _read_json(Path(model) / "config.json")
-    merged = _merge(raw, config.hf_overrides)
+    merged = read_whole(model, config)
+    joined = find_multimodal(merged)
+    if joined is not None:
+        inner = joined.language(merged)
+        return _merge(inner, _inherited({**merged, "text_config": inner}))
     return _merge(text_config(merged), {} if merged is text_config(merged) else _inherited(merged))
+
+
+def read_whole(model: str | Path | dict[str, Any], config: ModelConfig = ModelConfig()) -> dict[str, Any]:
+    """All of config.json, with the user's overrides in it."""
+    raw = model if isinstance(model, dict) else _read_json(Path(model) / "config.json")
+    return _merge(raw, config.hf_overrides)
 
 
 def read_arch(model: str | Path | dict[str, Any], config: ModelConfig = ModelConfig()) -> tuple[Family, DecoderArch]:
@@ -67,6 +96,7 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
     raw = read_config(model, config)
     family, arch = read_arch(model, config)
     a = arch.attention
+    vision = None if config.language_only else _vision(read_whole(model, config))
     return ModelSpec(
         family=family.name,
         vocab_size=arch.vocab_size,
@@ -82,36 +112,55 @@ def read_spec(model: str | Path | dict[str, Any], config: ModelConfig = ModelCon
             for window, layers in arch.groups
         ),
         rope=arch.rope.base_rule(),
-        linear_params=arch.num_layers * sum(prod(shape) for shape in layer_linears(family, arch).values()),
-        other_params=_other_params(family, arch),
+        linear_params=_linear_params(family, arch),
+        other_params=_other_params(family, arch) + (vision.params if vision else 0),
         eos_ids=_eos_ids(raw, model),
         bos_id=next(iter(token_ids(raw.get("bos_token_id"))), None),
         logn=arch.logn_tokens is not None,
+        latent=isinstance(a, MlaArch),
+        generates=family.score is None,
+        vision=vision,
     )
 
 
-def layer_linears(family: Family, arch: DecoderArch) -> dict[str, tuple[int, int]]:
-    """Linears of one decoder layer by name within it, with their (N, M), as the checkpoint holds them."""
-    a, names = arch.attention, family.names
-    out = {names.attention.out: (a.hidden_size, a.num_heads * a.head_dim)}
-    return {**names.attention.qkv.shapes(a), **out, **names.mlp.shapes(arch.mlp)}
+def _vision(config: dict[str, Any]) -> VisionSpec | None:
+    joined = find_multimodal(config)
+    try:
+        return None if joined is None else joined.vision(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.json: the vision tower cannot be read: {error!r}") from error
 
 
-def layer_vectors(family: Family, arch: DecoderArch) -> dict[str, int]:
-    """Norms and promised biases of one decoder layer by full name within it, with their sizes."""
-    a, names = arch.attention, family.names
-    vectors = {f"{names.attention.norm}.weight": arch.hidden_size, f"{names.mlp.norm}.weight": arch.hidden_size}
-    vectors |= {f"{name}.weight": a.head_dim for name in (names.attention.q_norm, names.attention.k_norm) if name}
-    biased = names.attention.qkv.shapes(a) if a.qkv_bias else {}
-    biased |= {names.attention.out: (a.hidden_size, 0)} if a.out_bias else {}
-    biased |= names.mlp.shapes(arch.mlp) if arch.mlp.bias else {}
-    return vectors | {f"{name}.bias": shape[0] for name, shape in biased.items()}
+def layer_linears(family: Family, arch: DecoderArch, index: int) -> dict[str, tuple[int, int]]:
+    """Linears of a decoder layer by name within it, with their (N, M), as the checkpoint holds them."""
+    mlp, attention = mlp_of(family, arch, index), family.names.attention
+    return {**attention.linears(arch.attention), **mlp.names.shapes(mlp.arch)}  # type: ignore[arg-type]
+
+
+def layer_plain(family: Family, arch: DecoderArch, index: int) -> dict[str, tuple[int, ...]]:
+    """Norms, promised biases and what else is never quantized in a decoder layer, by full name, with their shapes."""
+    mlp, attention = mlp_of(family, arch, index), family.names.attention
+    norms = {f"{name}.weight": (arch.hidden_size,) for name in (mlp.names.norm, mlp.names.post_norm) if name}
+    return {**attention.plain(arch.attention), **norms, **mlp.names.plain(mlp.arch)}  # type: ignore[arg-type]
+
+
+def _linear_params(family: Family, arch: DecoderArch) -> int:
+    layers = range(arch.num_layers)
+    return sum(prod(shape) for index in layers for shape in layer_linears(family, arch, index).values())
 
 
 def _other_params(family: Family, arch: DecoderArch) -> int:
-    tables = 1 if arch.tied else 2
-    vectors = arch.num_layers * sum(layer_vectors(family, arch).values())
-    return tables * arch.vocab_size * arch.hidden_size + vectors + arch.hidden_size
+    layers = range(arch.num_layers)
+    plain = sum(prod(shape) for index in layers for shape in layer_plain(family, arch, index).values())
+    ends = sum(prod(shape) for shape in end_tensors(family, arch).values())
+    return arch.vocab_size * arch.hidden_size + plain + arch.hidden_size + ends
+
+
+def end_tensors(family: Family, arch: DecoderArch) -> dict[str, tuple[int, ...]]:
+    """What stands behind the last norm, by full name: the head where it is not the embedding, or a score."""
+    if family.score is not None:
+        return family.score.shapes(arch.hidden_size)
+    return {} if arch.tied else {f"{family.names.head}.weight": (arch.vocab_size, arch.hidden_size)}
 
 
 def _override(arch: DecoderArch, raw: dict[str, Any], config: ModelConfig) -> DecoderArch:

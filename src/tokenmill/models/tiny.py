@@ -17,7 +17,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch import Tensor
 
 from tokenmill.models.family import DecoderArch, Family
-from tokenmill.models.spec import families, layer_linears, layer_vectors
+from tokenmill.models.spec import (
+    end_tensors,
+    families,
+    find_family,
+    layer_linears,
+    layer_plain,
+    multimodals,
+    read_config,
+)
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog. Hello, how are you today? I am fine, thank you.",
@@ -55,17 +63,36 @@ def write_tiny(folder: str | Path, tiny: Tiny) -> Path:
     """As `make_tiny`, with every choice open."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    family = families()[tiny.family]
-    name = str(tiny.dtype).removeprefix("torch.")
-    config = {**family.tiny, "torch_dtype": name, **tiny.overrides}
+    joined = multimodals().get(tiny.family)
+    own = joined.tiny if joined else families()[tiny.family].tiny
+    config = {**own, "torch_dtype": str(tiny.dtype).removeprefix("torch."), **tiny.overrides}
     _write_json(path / "config.json", config)
-    _write_json(path / "generation_config.json", _generation(config))
-    arch = family.arch(config)
-    tensors = {key: value.to(tiny.dtype) for key, value in random_tensors(family, arch, tiny.seed, tiny.std).items()}
+    inner = read_config(config)
+    _write_json(path / "generation_config.json", _generation(inner))
+    family = find_family(inner)
+    arch = family.arch(inner)
+    tensors = random_tensors(family, arch, tiny.seed, tiny.std)
+    if joined:
+        tensors = {joined.prefix + key: value for key, value in tensors.items()}
+        tensors |= random_tower(joined.tensors(config, arch.hidden_size), tiny.seed, tiny.std)
+    tensors = {key: value.to(tiny.dtype) for key, value in tensors.items()}
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     if tiny.tokenizer:
-        write_tokenizer(path, arch.vocab_size)
+        write_tokenizer(path, arch.vocab_size, joined.words if joined else ())
     return path
+
+
+def random_tower(shapes: dict[str, tuple[int, ...]], seed: int, std: float) -> dict[str, Tensor]:
+    """A vision tower's tensors, fp32: matrices around 0, norms and layer scales around 1, biases around 0."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    tensors = {}
+    for name, shape in shapes.items():
+        scale = name.endswith(".weight") or name.rpartition(".")[2].startswith("ls")
+        if len(shape) == 1 and scale:
+            tensors[name] = 1.0 + torch.randn(shape, generator=draw) * 0.3
+        else:
+            tensors[name] = torch.randn(shape, generator=draw) * (0.3 if len(shape) == 1 else std)
+    return tensors
 
 
 def random_tensors(family: Family, arch: DecoderArch, seed: int, std: float) -> dict[str, Tensor]:
@@ -75,21 +102,29 @@ def random_tensors(family: Family, arch: DecoderArch, seed: int, std: float) -> 
     tensors = {f"{names.embedding}.weight": torch.randn(table, generator=draw) * std}
     for index in range(arch.num_layers):
         prefix = names.layer.format(index)
-        for name, shape in layer_linears(family, arch).items():
+        for name, shape in layer_linears(family, arch, index).items():
             tensors[f"{prefix}{name}.weight"] = torch.randn(shape, generator=draw) * std
-        for name, size in layer_vectors(family, arch).items():
-            centre = 0.0 if name.endswith(".bias") else 1.0
-            tensors[prefix + name] = centre + torch.randn(size, generator=draw) * 0.3
+        for name, sizes in layer_plain(family, arch, index).items():
+            tensors[prefix + name] = _random_plain(name, sizes, std, draw)
     tensors[f"{names.norm}.weight"] = 1.0 + torch.randn(arch.hidden_size, generator=draw) * 0.3
-    if not arch.tied:
-        tensors[f"{names.head}.weight"] = torch.randn(table, generator=draw) * std
+    for name, sizes in end_tensors(family, arch).items():
+        tensors[name] = _random_plain(name, sizes, std, draw)
     return tensors
 
 
-def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A byte-level BPE tokenizer that round-trips any text, with ChatML special tokens last, in `vocab_size` ids."""
-    tokenizer = train_tokenizer(vocab_size - len(CHAT_SPECIALS))
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in CHAT_SPECIALS])
+def _random_plain(name: str, sizes: tuple[int, ...], std: float, draw: torch.Generator) -> Tensor:
+    """A norm around 1, a bias around 0, a matrix of the linears' size."""
+    value = torch.randn(sizes, generator=draw)
+    if len(sizes) > 1:
+        return value * std
+    return (0.0 if name.endswith("bias") else 1.0) + value * 0.3
+
+
+def write_tokenizer(folder: Path, vocab_size: int, words: tuple[str, ...] = ()) -> None:
+    """A byte-level BPE tokenizer that round-trips any text, in `vocab_size` ids; ChatML's tokens and `words` last."""
+    specials = (*CHAT_SPECIALS, *words)
+    tokenizer = train_tokenizer(vocab_size - len(specials))
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     _write_json(folder / "special_tokens_map.json", names)

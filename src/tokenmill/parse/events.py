@@ -40,6 +40,13 @@ class Parser(Protocol):
     def finish(self) -> list[Event]: ...
 
 
+class ReasoningReader(Parser, Protocol):
+    """A parser that knows whether the next words are reasoning, which is how reasoning tokens are counted."""
+
+    @property
+    def thinking(self) -> bool: ...
+
+
 def joined(events: Sequence[Event]) -> list[Event]:
     """The same events with neighbours of one kind joined and empty ones left out."""
     merged: list[Event] = []

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenmill.errors import FormatError
+from tokenmill.errors import ConfigError, FormatError
 from tokenmill.kernels.reference.rms_norm import rms_norm
 from tokenmill.kernels.reference.rope import rope
-from tokenmill.layers.attention import AttentionArch, QKVNames, alibi_slopes
+from tokenmill.layers.attention import AttentionArch, AttentionNames, Gqa, QKVNames, alibi_slopes
+from tokenmill.layers.mlp import Gated
 from tokenmill.layers.rope import Rope, logn_factors
 from tokenmill.models.family import DecoderArch, Family
-from tokenmill.models.spec import layer_linears, layer_vectors
+from tokenmill.models.spec import layer_linears, layer_plain
 from tokenmill.weights.classes import Dense
 from tokenmill.weights.contract import Source, Weight
 
@@ -34,14 +35,16 @@ class BlockFacts:
 
     family: Family
     arch: DecoderArch
+    attention: AttentionArch
+    attention_names: AttentionNames
     rope: Rope
     qkv_rows: tuple[Tensor, Tensor, Tensor]
 
     def names(self, site: str) -> tuple[str, ...]:
         """Linears that read a site, by name within the layer."""
-        attention, mlp = self.family.names.attention, self.family.names.mlp
+        attention, mlp = self.attention_names, self.family.names.mlp
         return {
-            "qkv": tuple(attention.qkv.shapes(self.arch.attention)),
+            "qkv": tuple(attention.qkv.shapes(self.attention)),
             "out": (attention.out,),
             "gate_up": mlp.inputs,
             "down": (mlp.output,),
@@ -49,8 +52,16 @@ class BlockFacts:
 
 
 def block_facts(family: Family, arch: DecoderArch, device: torch.device | str = "cpu") -> BlockFacts:
-    rows = qkv_rows(family.names.attention.qkv, arch.attention)
-    return BlockFacts(family, arch, Rope(arch.rope, device), tuple(r.to(device) for r in rows))  # type: ignore[arg-type]
+    """Raises ConfigError for a family whose layers are not what this file runs."""
+    block, names, attention = family.block(arch), family.names.attention, arch.attention
+    plain = isinstance(block.attention, Gqa) and isinstance(block.mlp, Gated) and arch.sparse is None
+    if not plain or not isinstance(names, AttentionNames) or not isinstance(attention, AttentionArch):
+        raise ConfigError(
+            f"calibration runs plain attention and one gated MLP a layer, not the layers of {family.name}: quantize a "
+            "model of another family, or serve this one as it is"
+        )
+    rows = tuple(r.to(device) for r in qkv_rows(names.qkv, attention))
+    return BlockFacts(family, arch, attention, names, Rope(arch.rope, device), rows)  # type: ignore[arg-type]
 
 
 def qkv_rows(names: QKVNames, a: AttentionArch) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +112,7 @@ class Block:
         """What a site's linears read, from the residual before the site's half of the block."""
         names = self.facts.family.names
         if site in ("qkv", "out"):
-            x_SD = self._norm(names.attention.norm, residual_SD)
+            x_SD = self._norm(self.facts.attention_names.norm, residual_SD)
             return x_SD if site == "qkv" else self.attend(x_SD)
         x_SD = self._norm(names.mlp.norm, residual_SD)
         return x_SD if site == "gate_up" else self.inner(x_SD)
@@ -112,7 +123,7 @@ class Block:
 
     def attend(self, x_SD: Tensor) -> Tensor:
         """From the normed input to what `out` reads, [S, H * K]."""
-        a = self.facts.arch.attention
+        a = self.facts.attention
         q, k, v = self.heads(x_SD)
         mask = self._mask(len(q))
         out = functional.scaled_dot_product_attention(
@@ -123,7 +134,7 @@ class Block:
 
     def heads(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [S, H, K], k and v [S, G, K] of the normed input, as attention and its cache get them: behind rope."""
-        head_dim = self.facts.arch.attention.head_dim
+        head_dim = self.facts.attention.head_dim
         flat = torch.cat([self.linear(name, x_SD) for name in self.facts.names("qkv")], 1)
         q, k, v = (flat[:, rows].view(len(x_SD), -1, head_dim) for rows in self.facts.qkv_rows)
         q, k = self._head_norm("q_norm", q), self._head_norm("k_norm", k)
@@ -135,7 +146,7 @@ class Block:
 
     def _mask(self, length: int) -> Tensor | None:
         """What is added to the scores, [S, S] or [H, S, S], where the layer has a window or ALiBi."""
-        a, device = self.facts.arch.attention, self.facts.qkv_rows[0].device
+        a, device = self.facts.attention, self.facts.qkv_rows[0].device
         if self.window_tokens is None and not a.alibi:
             return None
         places = torch.arange(length, device=device)
@@ -169,7 +180,7 @@ class Block:
         return rms_norm(x, self.vectors[f"{name}.weight"], self.facts.arch.norm_eps)
 
     def _head_norm(self, which: str, x_SHK: Tensor) -> Tensor:
-        name = getattr(self.facts.family.names.attention, which)
+        name = getattr(self.facts.attention_names, which)
         return self._norm(name, x_SHK) if name else x_SHK
 
     def _angles(self, length: int) -> tuple[Tensor, Tensor]:
@@ -183,13 +194,13 @@ def read_block(facts: BlockFacts, source: Source, index: int, device: torch.devi
     """Block `index` of a checkpoint, of any format, in fp32. FormatError where a shape is not config.json's."""
     prefix = facts.family.names.layer.format(index)
     linears, vectors, stored = {}, {}, torch.float32
-    for name, shape in layer_linears(facts.family, facts.arch).items():
+    for name, shape in layer_linears(facts.family, facts.arch, index).items():
         weight = source.weight(prefix + name)
         if weight.shape != shape:
             raise FormatError(f"{prefix}{name} has shape {weight.shape}; config.json asks for {shape}")
         linears[name] = weight.to(device).dequantize(torch.float32)
         _check_finite(prefix + name, linears[name])
-    wanted = [*layer_vectors(facts.family, facts.arch), *(f"{name}.bias" for name in linears)]
+    wanted = [*layer_plain(facts.family, facts.arch, index), *(f"{name}.bias" for name in linears)]
     for name in dict.fromkeys(wanted):
         if not name.endswith(".bias") or source.has(prefix + name):
             held = source.tensor(prefix + name)

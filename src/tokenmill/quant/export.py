@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokenmill.models.spec import layer_linears, layer_vectors
+from tokenmill.models.spec import layer_linears, layer_plain
 from tokenmill.quant import report
 from tokenmill.quant.job import Job, Opened, Outcome
 from tokenmill.quant.store import BlockStore
@@ -56,9 +56,9 @@ def _owners(opened: Opened) -> dict[str, int]:
     found: dict[str, int] = {}
     for index in range(opened.arch.num_layers):
         prefix = opened.prefix(index)
-        linears = layer_linears(opened.family, opened.arch)
+        linears = layer_linears(opened.family, opened.arch, index)
         names = [*linears, *(f"{n}.weight" for n in linears), *(f"{n}.bias" for n in linears)]
-        found |= {prefix + name: index for name in (*names, *layer_vectors(opened.family, opened.arch))}
+        found |= {prefix + name: index for name in (*names, *layer_plain(opened.family, opened.arch, index))}
     return found
 
 

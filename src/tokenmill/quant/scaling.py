@@ -38,7 +38,7 @@ def tie(facts: BlockFacts, move: Move, per_channel_M: Tensor) -> Tensor:
     """Per-channel numbers averaged over the query heads that share a kv head; as they are at the other sites."""
     if move.site != "out":
         return per_channel_M
-    a = facts.arch.attention
+    a = facts.attention
     shared = per_channel_M.view(a.num_kv_heads, -1, a.head_dim).mean(1, keepdim=True)
     return shared.expand(-1, a.num_heads // a.num_kv_heads, -1).reshape(-1)
 
@@ -65,7 +65,7 @@ def _divide_norm(block: Block, norm: str, scales_M: Tensor) -> Tensor:
 
 def _divide_values(block: Block, scales_M: Tensor) -> None:
     facts = block.facts
-    a = facts.arch.attention
+    a = facts.attention
     per_value = scales_M.view(a.num_kv_heads, -1, a.head_dim)[:, 0].reshape(-1)
     names = facts.names("qkv")
     sizes = [len(block.linears[name]) for name in names]

@@ -23,6 +23,7 @@ from torch import Tensor
 from tokenmill.engine.contract import I32, Capacity, Pending, StepCost, StepPlan, StepResult
 from tokenmill.kv.contract import KVPages
 from tokenmill.models.contract import Model
+from tokenmill.runner.encode import Encoder, HostImages
 from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
 from tokenmill.runner.graphs import DecodeGraphs
 from tokenmill.runner.inputs import Geometry, Limits, Staged, decode_rows, mixed_rows, stage, unpack
@@ -54,8 +55,11 @@ class Drawn:
 class DeviceSteps:
     """What steps do on the device. Methods run in the lane, one after another."""
 
-    def __init__(self, model: Model, capacity: Capacity, caches: tuple[KVPages, ...], device: torch.device):
-        self.model, self.caches, self.device = model, caches, device
+    def __init__(
+        self, model: Model, capacity: Capacity, caches: tuple[KVPages, ...], device: torch.device,
+        encoder: Encoder | None = None,
+    ):  # fmt: skip
+        self.model, self.caches, self.device, self.encoder = model, caches, device, encoder
         self.tables = SlotTables(table_sizes(capacity), device)
         self.geometry = geometry(model, capacity)
         self.graphs: DecodeGraphs | None = None
@@ -82,6 +86,8 @@ class DeviceSteps:
         part = unpack(buffer, staged.segments)
         self.tables.apply(part)
         self._copy_blocks(staged.copies)
+        if staged.encodes and self.encoder is not None:
+            self.encoder.encode(staged.encodes)
         slots_R = part["slots"].long()
         if not staged.num_rows:
             return Forwarded(None, slots_R, slots_R, part, Parts())
@@ -114,7 +120,10 @@ class DeviceSteps:
 
     def _mixed(self, staged: Staged, slots_R: Tensor, part: dict[str, Tensor]) -> Forwarded:
         ids, rows = mixed_rows(self.tables, part, staged, self.geometry)
-        hidden = self.model.forward(ids, rows, self.caches)
+        embeds = None
+        if self.encoder is not None and "image_to" in part:
+            embeds = self.encoder.put(self.model.embed(ids), part["image_to"], part["image_from"])
+        hidden = self.model.forward(ids, rows, self.caches, embeds)
         self.tables.advance(slots_R, rows.totals_R)
         extras = Parts()
         gather_extras(extras, staged.extras, hidden, self.model)
@@ -178,6 +187,7 @@ class DeviceRunner:
         self._steps, self._capacity, self._lane = steps, capacity, lane
         self._facts = facts or {}
         self._host = HostSlots(capacity.max_rows, capacity.groups)
+        self._images = HostImages(capacity.image_tiles, capacity.tile_tokens)
         self._limits = Limits(
             capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size
         )
@@ -193,7 +203,7 @@ class DeviceRunner:
     def run(self, plan: StepPlan) -> Pending:
         if self._last is not None and self._last.waits_for_masks:
             raise ValueError(f"step {plan.step} planned while the step before it still waits for its masks")
-        staged = stage(plan, self._host, self._limits)
+        staged = stage(plan, self._host, self._limits, self._images)
         forwarded = self._lane.submit(self._steps.forward, staged, self._lane.upload(staged.buffer))
         pending = DevicePending(staged, self._masked_draw(staged, forwarded) if staged.work.masked else None)
         if not staged.work.masked:

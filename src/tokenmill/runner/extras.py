@@ -1,8 +1,8 @@
 """What rows want beside a token: log-probabilities, logits, hidden states, pooling. Rare rows, so Python loops.
 
 Everything is of the raw distribution: before bias, penalties, temperature and filters. POOL is the final hidden state
-of the row's last token, not normalised. Logits are made `CHUNK` positions at a time, so that a long prompt's never
-stand whole.
+of the row's last token, not normalised, or a reward model's score. Logits are made `CHUNK` positions at a time, so
+that a long prompt's never stand whole.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def gather_extras(parts: Parts, extras: list[RowExtra], hidden_TD: Tensor, model
         if extra.want & Want.HIDDEN:
             parts.add(extra.key, hidden=mine.float())
         if extra.want & Want.POOL:
-            parts.add(extra.key, pool=mine[-1].float())
+            parts.add(extra.key, pool=model.pool(mine[-1:])[0])
 
 
 def _prompt_logprobs(hidden_TD: Tensor, targets: I32, num_top: int, model: Model) -> dict[str, Tensor]:

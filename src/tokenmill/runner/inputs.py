@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tokenmill.engine.contract import I32, Row, StepPlan
 from tokenmill.kernels.meta import ChunkRow, RowMeta
+from tokenmill.runner.encode import EncodeWork, HostImages
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, pack_changes
 from tokenmill.types import Want
 
@@ -84,6 +85,7 @@ class Staged:
     work: SampleWork
     extras: list[RowExtra]
     copies: I32
+    encodes: list[EncodeWork]
 
 
 class Packer:
@@ -110,14 +112,13 @@ def unpack(buffer: Tensor, segments: dict[str, tuple[int, tuple[int, ...]]]) -> 
     }
 
 
-def stage(plan: StepPlan, host: HostSlots, limits: Limits) -> Staged:
+def stage(plan: StepPlan, host: HostSlots, limits: Limits, images: HostImages) -> Staged:
     """The plan as arrays; the host's shadow moves on. Raises ValueError on what cannot be run."""
     host.release(plan.released_slots)
     for init in plan.new_slots:
         host.seat(init)
     host.give_blocks(plan.new_blocks)
-    if plan.encode:
-        raise ValueError("the plan encodes images, which this model cannot")
+    encodes = images.apply(plan.dropped_media, plan.encode)
     rows = sorted(plan.rows, key=lambda row: row.num_tokens > 1)
     order = _Order(plan.decode_slots, rows)
     _check(order, host, limits)
@@ -130,6 +131,7 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits) -> Staged:
     packer.add("slots", order.slots)
     if rows:
         _pack_mixed(packer, order)
+        _pack_images(packer, order, images)
     work = _work(plan, order, totals, host, packer)
     return Staged(
         step=plan.step,
@@ -144,6 +146,7 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits) -> Staged:
         work=work,
         extras=_extras(order, host),
         copies=plan.block_copies,
+        encodes=encodes,
     )
 
 
@@ -175,8 +178,6 @@ def _check(order: _Order, host: HostSlots, limits: Limits) -> None:
 def _check_row(row: Row, vocab_size: int) -> None:
     if row.num_tokens < 1:
         raise ValueError(f"slot {row.slot} has a row of {row.num_tokens} tokens")
-    if row.embeds:
-        raise ValueError(f"slot {row.slot} brings image embeddings, which this model cannot take")
     if row.tokens is None:
         if row.num_tokens != 1:
             raise ValueError(f"slot {row.slot} brings {row.num_tokens - 1} drafts; this runner takes none")
@@ -225,6 +226,14 @@ def _pack_mixed(packer: Packer, order: _Order) -> None:
     packer.add("counts", order.counts)
     packer.add("rows", np.repeat(np.arange(len(order.slots), dtype=np.int32), order.counts))
     packer.add("ids", ids)
+
+
+def _pack_images(packer: Packer, order: _Order, images: HostImages) -> None:
+    """Which tokens stand for images, and which vectors of the encoder's arena take their places."""
+    to, source = images.places(order.rows, order.firsts[order.num_decode : -1])
+    if len(to):
+        packer.add("image_to", to)
+        packer.add("image_from", source)
 
 
 def _work(plan: StepPlan, order: _Order, totals: I32, host: HostSlots, packer: Packer) -> SampleWork:

@@ -28,6 +28,9 @@ DEVICE_BASE_BYTES = 512 << 20
 # norm).
 BLOCK_WIDTHS = 16
 MOST_FRAC = 0.98
+# Tiles of images that are encoded at once, and that are kept as vectors.
+IMAGE_BATCH = 8
+IMAGE_TILES = {"cuda": 128, "cpu": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def memory_plan(
     formats (at start, the weights that were loaded).
     """
     known = dict(weight_bytes) if weight_bytes else {f: weights_bytes(spec, f, request.tp) for f in LINEAR_BYTES}
-    work = workspace_bytes(spec, request.max_rows, request.max_step_tokens)
+    work = workspace_bytes(spec, request.max_rows, request.max_step_tokens) + image_cache_bytes(spec)
     rows = [
         _row(_Pair(name, size, kv, per_layer), spec, work, request)
         for name, size in known.items() for kv, per_layer in kv_bytes.items()
@@ -117,7 +120,16 @@ def workspace_bytes(spec: ModelSpec, max_rows: int, max_step_tokens: int) -> int
     activations = max_step_tokens * spec.hidden_size * 2 * BLOCK_WIDTHS
     logits = max_rows * spec.vocab_size * 4 * 4
     counts = max_rows * spec.vocab_size * 3
-    return activations + logits + counts
+    images = IMAGE_BATCH * spec.vision.tile_work * 2 if spec.vision else 0
+    return activations + logits + counts + images
+
+
+def image_cache_bytes(spec: ModelSpec) -> int:
+    """Vectors of images, as many as a GPU keeps by default."""
+    if spec.vision is None:
+        return 0
+    tiles = max(IMAGE_TILES["cuda"], spec.vision.most_tiles)
+    return tiles * spec.vision.tile_tokens * spec.hidden_size * 2
 
 
 def kv_tokens(free_bytes: int, frac: float, token_bytes: int) -> int:

@@ -20,7 +20,7 @@ from tokenmill.distributed.launch import Seat
 from tokenmill.engine.contract import Capacity, KVGroup, Runner
 from tokenmill.errors import CapacityError, ConfigError
 from tokenmill.kernels.bind import BindFacts, bind
-from tokenmill.kv.layout import load_kind
+from tokenmill.kv.layout import kind_of
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.contract import ModelSpec
 from tokenmill.models.decoder import Decoder
@@ -28,11 +28,12 @@ from tokenmill.models.spec import read_spec
 from tokenmill.runner import graphs, memory
 from tokenmill.runner.cost import measure_cost
 from tokenmill.runner.device import DeviceRunner, DeviceSteps
+from tokenmill.runner.encode import Encoder
 from tokenmill.runner.facts import Phases, describe
 from tokenmill.runner.lanes import make_lane
 from tokenmill.runner.memory import DTYPES, CacheNeed
 from tokenmill.runner.place import device_facts, pick_device
-from tokenmill.runner.plan import GIB, workspace_bytes
+from tokenmill.runner.plan import GIB, IMAGE_BATCH, IMAGE_TILES, workspace_bytes
 from tokenmill.runner.ranks import lead, serve_rank
 
 # Reference attention holds the scores of a whole chunk; longer steps gain nothing and cost gigabytes.
@@ -65,17 +66,20 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     config = resolve(config, spec, device)
     model = load(config, device, group)
     phases.end("weights")
+    encoder = make_encoder(config, model)
     groups, config, need = size_cache(config, spec, device, group)
     caches = memory.allocate(need, groups, device)
     phases.end("cache")
-    capacity = make_capacity(config, spec, groups)
-    steps = DeviceSteps(model, capacity, caches, device)
-    if device.type == "cuda" and not config.kernels.eager:
+    capacity = with_images(make_capacity(config, spec, groups), encoder)
+    steps = DeviceSteps(model, capacity, caches, device, encoder)
+    # A model without logits has no decode step to capture, or to measure.
+    if device.type == "cuda" and not config.kernels.eager and spec.generates:
         steps.capture(capture_keys(config, need, gathers(config, device)))
     phases.end("graphs")
     told = describe(config, need, groups, memory.resident_bytes(model), phases)
+    told |= {"encoder_cache_bytes": capacity.encoder_cache_bytes}
     runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads), told)
-    if config.scheduler.itl_target_ms is not None:
+    if config.scheduler.itl_target_ms is not None and spec.generates:
         runner.costs(measure_cost(runner))
     return runner
 
@@ -122,11 +126,34 @@ def load(config: EngineConfig, device: torch.device, group: Group) -> Decoder:
         ) from error
 
 
+def make_encoder(config: EngineConfig, model: Decoder) -> Encoder | None:
+    """The images' arena; None for a model that takes text only. Allocated before the KV cache, which gets the rest."""
+    if model.vision is None:
+        return None
+    spec = model.vision.spec
+    tiles = config.cache.image_tiles or max(IMAGE_TILES[config.kernels.device], spec.most_tiles)
+    if tiles < spec.most_tiles:
+        raise ConfigError(f"image_tiles is {tiles}; an image of this model may have {spec.most_tiles}: use more")
+    return Encoder(model.vision, tiles, model.embedding.table_VD, IMAGE_BATCH)
+
+
+def with_images(capacity: Capacity, encoder: Encoder | None) -> Capacity:
+    if encoder is None:
+        return capacity
+    _, tile_tokens, width = encoder.arena_ETD.shape
+    return replace(
+        capacity,
+        encoder_cache_bytes=encoder.nbytes,
+        tile_tokens=tile_tokens,
+        vector_bytes=width * encoder.arena_ETD.element_size(),
+    )
+
+
 def size_cache(
     config: EngineConfig, spec: ModelSpec, device: torch.device, group: Group
 ) -> tuple[tuple[KVGroup, ...], EngineConfig, CacheNeed]:
     """The cache that fits beside what is loaded: on the rank that has the least room, so that all hold the same."""
-    need = memory.cache_need(config, spec, load_kind(config.cache.kv), group.size)
+    need = memory.cache_need(config, spec, kind_of(spec.latent, config.cache.kv), group.size)
     work = workspace_bytes(spec, config.scheduler.max_rows or 1, config.scheduler.max_step_tokens or 1)
     if gathers(config, device):
         work += score_bytes(config, spec, group.size)
@@ -151,6 +178,7 @@ def make_capacity(config: EngineConfig, spec: ModelSpec, groups: tuple[KVGroup, 
         vocab_size=spec.vocab_size,
         rope=spec.rope,
         salt=f"{config.cache.kv}/{config.model.dtype}",
+        generates=spec.generates,
     )
 
 

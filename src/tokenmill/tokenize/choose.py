@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from tokenmill import find
 from tokenmill.errors import ConfigError
 from tokenmill.log import get_logger
+from tokenmill.tokenize.builtins import ALIASES, OLD_NAMES, TEMPLATES
 from tokenmill.tokenize.chat.internlm2 import TOOL_TOKENS
 from tokenmill.tokenize.chat.internlm2 import lower_tools as internlm2_tools
 from tokenmill.tokenize.folder import TextFolder
 from tokenmill.tokenize.jinja import MAX_TEMPLATE_CHARS, JinjaTemplate, JinjaWorker
+from tokenmill.tokenize.naming import template_of
 from tokenmill.tokenize.template import ChatTemplate, PieceTemplate, TemplatePieces
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 _CHAT = "tokenmill.tokenize.chat"
-_ALIASES = {
-    "internlm3": "internlm2", "llama": "llama2", "llama-2": "llama2", "llama-2-chat": "llama2", "llama3_2": "llama3_1",
-    "internlm-chat-7b": "internlm", "internlm-chat-7b-8k": "internlm", "internlm-chat-20b": "internlm",
-    "wizardlm": "vicuna", "baichuan2-7b": "baichuan2", "qwen-7b": "qwen", "qwen-14b": "qwen", "qwen2d5-vl": "qwen2d5",
-}
 _BY_MODEL_TYPE = {"internlm2": "internlm2", "internlm3": "internlm2", "internlm": "internlm", "qwen": "qwen"}
+# What `template` in an InternVL folder's config names: the words its authors' own `chat` was trained and is used with.
+# The folder's Jinja template writes others; `--chat-template hf` chooses it.
+_BY_OWN_NAME = {
+    "internlm2-chat": "internvl2-internlm2", "Hermes-2": "internvl2-internlm2", "phi3-chat": "internvl2-phi3",
+    "internvl2_5": "internvl2_5",
+}  # fmt: skip
 # Tokens that close a turn in published chat templates. Where a folder's template writes one, the model has learned to
 # end with it, whatever eos_token_id says.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<eoa>", "<|eot|>", "<|call|>")
@@ -36,37 +39,58 @@ class TemplateChoice:
 
 
 def builtin_names() -> list[str]:
-    """Names that `--chat-template` takes."""
-    return ["hf", *(builtin(module).name for module in find.names(_CHAT))]
+    """Names that `--chat-template` takes; those of LMDeploy's first generations are taken without being listed."""
+    return ["hf", *(builtin(module).name for module in find.names(_CHAT)), *TEMPLATES, *ALIASES]
+
+
+def is_builtin(name: str) -> bool:
+    return name in (*builtin_names()[1:], *OLD_NAMES)
 
 
 def builtin(name: str) -> PieceTemplate:
     """The builtin template of a name or alias. Raises ConfigError that lists the names."""
-    module = _ALIASES.get(name, name).replace("-", "_")
+    wanted = ALIASES.get(name) or OLD_NAMES.get(name) or name
+    if wanted in TEMPLATES:
+        return TEMPLATES[wanted]
+    module = wanted.replace("-", "_")
     if module not in find.names(_CHAT):
-        raise ConfigError(f"there is no chat template {name!r}; there are {', '.join(builtin_names())}")
+        raise ConfigError(f"there is no chat template {name!r}; there are {', '.join(sorted(builtin_names()))}")
     template: PieceTemplate = find.load(_CHAT, module).TEMPLATE
     return template
 
 
-def choose_template(choice: TemplateChoice, folder: TextFolder, vocabulary: Vocabulary) -> ChatTemplate:
-    """The template that will be used, compiled. Raises ConfigError or FormatError."""
+def choose_template(
+    choice: TemplateChoice, folder: TextFolder, vocabulary: Vocabulary, model_names: tuple[str, ...] = ()
+) -> ChatTemplate:
+    """The template that will be used, compiled. `model_names`: what the model was called, best first; they decide where
+    nothing is asked for and the folder has no template. Raises ConfigError or FormatError."""
     if choice.jinja is not None:
         return _jinja({"default": choice.jinja}, folder, vocabulary)
     if choice.name is not None and choice.name != "hf":
         return _named(choice.name, choice.pieces)
+    own = _BY_OWN_NAME.get(str(folder.config.get("template")))
+    if own is not None and choice.name is None:
+        return builtin(own).override(choice.pieces)
     templates = folder.chat_templates()
     if "default" in templates:
         return _jinja(templates, folder, vocabulary)
-    name = _BY_MODEL_TYPE.get(str(folder.text_config.get("model_type")), "base")
+    name = _by_name((*model_names, str(folder.path)), folder)
     if choice.name == "hf":
         raise ConfigError(f"{folder.path.name} has no chat template of its own; choose --chat-template {name}")
     get_logger().warning("%s has no chat template of its own; using the builtin %r", folder.path.name, name)
     return builtin(name).override(choice.pieces)
 
 
+def _by_name(model_names: tuple[str, ...], folder: TextFolder) -> str:
+    for name in model_names:
+        found = name if is_builtin(name) else template_of(name)
+        if found is not None:
+            return found
+    return _BY_MODEL_TYPE.get(str(folder.text_config.get("model_type")), "base")
+
+
 def _named(name: str, pieces: TemplatePieces) -> PieceTemplate:
-    if pieces == TemplatePieces() or _ALIASES.get(name, name).replace("-", "_") in find.names(_CHAT):
+    if pieces == TemplatePieces() or is_builtin(name):
         return builtin(name).override(pieces)
     # A name of the user's own with pieces: a new template.
     return PieceTemplate(name).override(pieces)

@@ -1,11 +1,11 @@
-"""Which tokenizer a folder gets: tokenizer.json where there is one, tokenizer.model otherwise."""
+"""Which tokenizer a folder gets: tokenizer.json where there is one, tokenizer.model or *.tiktoken otherwise."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tokenmill.errors import FormatError
-from tokenmill.tokenize import hf, spm
+from tokenmill.tokenize import hf, spm, tiktoken
 from tokenmill.tokenize.folder import TextFolder
 from tokenmill.tokenize.tokenizer import Tokenizer
 
@@ -18,5 +18,5 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if (folder.path / "tokenizer.model").is_file():
         return spm.read(folder)
     if any(folder.path.glob("*.tiktoken")):
-        raise FormatError(f"{folder.path.name} has a tiktoken vocabulary, which is not read yet; convert it")
-    raise FormatError(f"{folder.path.name} has no tokenizer: neither tokenizer.json nor tokenizer.model")
+        return tiktoken.read(folder)
+    raise FormatError(f"{folder.path.name} has no tokenizer: no tokenizer.json, tokenizer.model or *.tiktoken")

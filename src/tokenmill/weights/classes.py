@@ -233,6 +233,43 @@ class Fp8Block(Scaled):
         return (self.codes.float() * rows.repeat_interleave(self.block[1], -1)[..., :m]).to(dtype or torch.float32)
 
 
+# The 16 values of a 4-bit float with 2 bits of exponent and 1 of mantissa (OCP Microscaling formats, version 1.0).
+FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+MX_GROUP = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mxfp4(Record):
+    """w = value of the code * 2 ^ (scale - 127), a scale for 32 in-features.
+
+    codes uint8 [N, M / 2]: two codes a byte, the lower half first. scales uint8 [N, M / 32].
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    def __post_init__(self) -> None:
+        check("codes", self.codes, self.codes.shape, (torch.uint8,))
+        lead, num_in = self.codes.shape[:-1], self.codes.shape[-1] * 2
+        check("scales", self.scales, (*lead, -(-num_in // MX_GROUP)), (torch.uint8,))
+        if num_in % MX_GROUP:
+            raise FormatError(f"MXFP4 has {MX_GROUP} in-features a scale, which do not divide {num_in}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[-2], self.codes.shape[-1] * 2
+
+    def _units(self) -> dict[str, Units]:
+        return {"codes": (1, 2), "scales": (1, MX_GROUP)}
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        table = torch.tensor(FP4_VALUES, device=self.codes.device)
+        codes = torch.stack((self.codes & 15, self.codes >> 4), -1).flatten(-2)
+        # 255 stands for NaN, as everywhere in this format's scales.
+        powers = self.scales.view(torch.float8_e8m0fnu).float().repeat_interleave(MX_GROUP, -1)
+        return (table[codes.int()] * powers).to(dtype or torch.float32)
+
+
 def check(what: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
     """FormatError unless the tensor has 2 or 3 axes, this shape and one of these dtypes."""
     if tuple(tensor.shape) != tuple(shape) or tensor.dim() not in (2, 3):

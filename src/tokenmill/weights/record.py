@@ -125,6 +125,16 @@ def stack(weights: tuple[AnyRecord, ...]) -> AnyRecord:
     return first._with({name: torch.stack([tensors[name] for tensors in held]) for name in held[0]})
 
 
+def unstack(weight: AnyRecord) -> tuple[AnyRecord, ...]:
+    """The experts of a weight with a leading expert axis; sharing its storage."""
+    if weight.num_experts is None:
+        raise FormatError(f"{type(weight).__name__} {weight.shape} has no expert axis")
+    held = weight.tensors()
+    return tuple(
+        weight._with({name: tensor[index] for name, tensor in held.items()}) for index in range(weight.num_experts)
+    )
+
+
 def identical(a: Record, b: Record) -> bool:
     """Same class, facts and bits."""
     ours, theirs = a.tensors(), b.tensors()

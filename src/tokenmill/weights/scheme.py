@@ -22,7 +22,7 @@ class Scheme:
     """One format's parameters.
 
     format: module name in `weights/formats`; dialect: the format's own variant ("gemm", "gptq_v2", "pack-quantized").
-    weight: the class it gives ("dense", "int", "int8-channel", "fp8-tensor", "fp8-channel", "fp8-block").
+    weight: the class it gives ("dense", "int", "int8-channel", "fp8-tensor", "fp8-channel", "fp8-block", "mxfp4").
     group: in-features per scale, None for one scale per out-feature. block: (N, M) of FP8 blocks.
     activation: how inputs are quantized at run time, one of `classes.ACTIVATIONS`.
     act_order: groups may be out of order (GPTQ desc_act, compressed-tensors actorder "group").
@@ -51,10 +51,11 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Suffixes:
-    """What follows a linear's name on disk. All of `needed` make the linear this format's."""
+    """What follows a linear's name and `joiner` on disk. All of `needed` make the linear this format's."""
 
     needed: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    joiner: str = "."
 
 
 def read_group(value: object) -> int | None:

@@ -37,7 +37,8 @@ class FolderSource:
 
     def weight(self, name: str) -> Weight:
         scheme, found = self._claim(name)
-        tensors = {suffix: self.checkpoint.tensor(f"{name}.{suffix}") for suffix in found}
+        joiner = load_format(scheme.format).suffixes(scheme).joiner
+        tensors = {suffix: self.checkpoint.tensor(name + joiner + suffix) for suffix in found}
         try:
             return load_format(scheme.format).read(tensors, scheme)
         except FormatError as error:
@@ -65,9 +66,10 @@ class FolderSource:
         )
 
     def _present(self, name: str, suffixes: Suffixes) -> tuple[str, ...]:
-        if not all(self.has(f"{name}.{suffix}") for suffix in suffixes.needed):
+        start = name + suffixes.joiner
+        if not all(self.has(start + suffix) for suffix in suffixes.needed):
             return ()
-        return suffixes.needed + tuple(s for s in suffixes.optional if self.has(f"{name}.{s}"))
+        return suffixes.needed + tuple(s for s in suffixes.optional if self.has(start + s))
 
 
 def open_source(folder: str | Path) -> Source:

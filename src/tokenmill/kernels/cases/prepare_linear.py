@@ -12,7 +12,7 @@ import torch
 
 from tokenmill.kernels.case import ROUNDING, Call, Case, draw, dtype_name
 from tokenmill.weights import packing
-from tokenmill.weights.classes import Dense, Fp8Block, Fp8Channel, Fp8Tensor, Int8Channel, IntGroup
+from tokenmill.weights.classes import Dense, Fp8Block, Fp8Channel, Fp8Tensor, Int8Channel, IntGroup, Mxfp4
 from tokenmill.weights.contract import Weight
 
 Make = Callable[[int, int], Weight]
@@ -53,6 +53,12 @@ def fp8_block(n: int, m: int) -> Fp8Block:
     return Fp8Block(codes, 0.01 + draw(-(-n // 128), -(-m // 128), seed=18).abs() * 0.01, (128, 128))
 
 
+def mxfp4(n: int, m: int) -> Mxfp4:
+    draws = torch.Generator().manual_seed(23)
+    codes = torch.randint(0, 256, (n, m // 2), generator=draws, dtype=torch.uint8)
+    return Mxfp4(codes, torch.randint(118, 124, (n, m // 32), generator=draws, dtype=torch.uint8))
+
+
 WEIGHTS: dict[str, Make] = {
     "dense": dense,
     "dense-bf16": partial(dense, dtype=torch.bfloat16),
@@ -65,6 +71,7 @@ WEIGHTS: dict[str, Make] = {
     "fp8-tensor": fp8_tensor,
     "fp8-channel": fp8_channel,
     "fp8-block": fp8_block,
+    "mxfp4": mxfp4,
 }
 
 

@@ -1,16 +1,19 @@
-"""Paged attention: the g query heads of a kv head as one tile, each token's context shared out over splits.
+"""Paged attention: tiles of query heads that share a kv head, over the pages as they are stored.
 
-Every token is its own query, whatever its row: one kernel serves decode steps and chunks alike, reads lengths on the
-device only, and so can be captured. A chunk's tokens read their common context once each, from the second-level cache;
-a kernel that tiles a chunk's tokens would read it once (later).
+Rows of one token: the g query heads of a kv head are a tile, each token's context is shared out over splits, and the
+last split to end joins them. Longer rows: several tokens of a row are a tile, which reads their context once. In a
+mixed step both kernels run, and each leaves the other's rows alone. Lengths are read on the device only, so that steps
+can be captured. Places behind a tile's last token, or before its first one's window, are never read.
 
-Two passes: each split writes its unnormalised sum, its largest score and its sum of exponentials in fp32; the second
-pass joins them. Places behind a token are never read, so nothing that lies there can spoil it.
+Codes are not scaled one by one: a score is scale_l (q . codes) + low_l sum(q), and a value's scale goes into its
+weight. Heads are handled as two halves of K, because a byte of int4 holds a channel of each.
 
-T tokens, H query heads, G kv heads, g = H / G, K head dim, L places, S tokens per block, splits Z.
+T tokens, H query heads, G kv heads, g = H / G, K head dim, L places, S tokens per block, Q rows of a tile.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -20,95 +23,287 @@ from torch import Tensor
 from tokenmill.kernels.meta import RowMeta
 from tokenmill.kernels.ops import AttentionFacts
 from tokenmill.kernels.reference.attention import attention as reference
-from tokenmill.kernels.triton._kinds import CODES, _load_heads, planes
+from tokenmill.kernels.triton._held import early
+from tokenmill.kernels.triton._kinds import CODES, ROTATED, _load_codes, _rotate_rows, planes
+from tokenmill.kernels.triton._launch import INTERPRETED, early_launch
 from tokenmill.kv.contract import KVPages
-from tokenmill.kv.rotate import rotate
 
 BLOCK_L = 64
-# tl.dot wants at least 16 rows.
-LEAST_QUERIES = 16
+# Rows of a tile: what the matrix units take at least, and what a chunk's tile has at most.
+LEAST_QUERIES, MOST_QUERIES = 16, 128
 # Programs that fill an H200 twice over.
 WANTED_PROGRAMS = 264
-MOST_SPLITS = 16
+MOST_SPLITS = 32
+LOG2E = 1.4426950408889634
 
 
 @triton.jit
-def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_ptr, positions_ptr, sums_ptr, marks_ptr,
-            scale, num_blocks, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
-            KIND: tl.constexpr, SPLITS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-            BLOCK_L: tl.constexpr):
-    token, g, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    row = tl.load(rows_ptr + token).to(tl.int64)
-    context = tl.load(positions_ptr + token) + 1
-    share = tl.cdiv(tl.cdiv(context, SPLITS), BLOCK_L) * BLOCK_L
-    start, end = split * share, tl.minimum((split + 1) * share, context)
-    i, k = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_K)
-    heads_Q = token * G * GROUP + g * GROUP + i
-    q_QK = tl.load(q_ptr + heads_Q[:, None] * K + k[None, :], mask=(i < GROUP)[:, None] & (k < K)[None, :], other=0.0)
-    dtype = q_ptr.dtype.element_ty
-    most_Q = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    total_Q = tl.zeros([BLOCK_Q], tl.float32)
-    sum_QK = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-    for first in range(start, end, BLOCK_L):
-        place_L = first + tl.arange(0, BLOCK_L)
-        seen_L = place_L < end
-        block_L = tl.load(tables_ptr + row * num_blocks + place_L // S, mask=seen_L, other=0).to(tl.int64)
+def _tanh(x):
+    return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+
+
+@triton.jit
+def _vary(scores_QL, behind_QL, slope_Q, softcap, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr):
+    """Soft cap c tanh(s / c), then ALiBi's slope times the key's distance."""
+    if SOFTCAP:
+        scores_QL = softcap * _tanh(scores_QL / softcap)
+    if ALIBI:
+        scores_QL -= slope_Q[:, None] * behind_QL.to(tl.float32)
+    return scores_QL
+
+
+@triton.jit
+def _over(q1_QH, q2_QH, qsum_Q, position_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g, first, last,
+          oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G: tl.constexpr, HALF: tl.constexpr,
+          S: tl.constexpr, KIND: tl.constexpr, MASKED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+          ALIBI: tl.constexpr, ASM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Adds places first..last; those outside oldest..end are not read. MASKED: not every query sees every place."""
+    dtype = q1_QH.dtype
+    for start in range(first, last, BLOCK_L):
+        place_L = start + tl.arange(0, BLOCK_L)
+        seen_L = (place_L >= oldest) & (place_L < end)
+        block_L = tl.load(table + place_L // S, mask=seen_L, other=0).to(tl.int64)
         head_L = (block_L * S + place_L % S) * G + g
-        k_LK = _load_heads(k_ptr, k_params_ptr, head_L, seen_L, KIND, K, BLOCK_K)
-        v_LK = _load_heads(v_ptr, v_params_ptr, head_L, seen_L, KIND, K, BLOCK_K)
-        scores_QL = tl.dot(q_QK, tl.trans(k_LK.to(dtype)), input_precision="ieee") * scale
-        scores_QL = tl.where(seen_L[None, :], scores_QL, float("-inf"))
+        k1_LH, k2_LH, k_scale_L, k_low_L = _load_codes(k_ptr, k_params_ptr, head_L, seen_L, dtype, KIND, HALF, ASM,
+                                                       BLOCK_H)
+        scores_QL = tl.dot(q1_QH, tl.trans(k1_LH), input_precision="ieee")
+        scores_QL = tl.dot(q2_QH, tl.trans(k2_LH), scores_QL, input_precision="ieee")
+        if KIND != 0:
+            scores_QL *= k_scale_L[None, :]
+        if KIND == 1 or KIND == 2:
+            scores_QL += qsum_Q[:, None] * k_low_L[None, :]
+        behind_QL = position_Q[:, None] - place_L[None, :]
+        scores_QL = _vary(scores_QL * scale, behind_QL, slope_Q, softcap, SOFTCAP, ALIBI) * 1.4426950408889634
+        if MASKED:
+            visible_QL = (behind_QL >= 0) & seen_L[None, :]
+            if WINDOW:
+                visible_QL = visible_QL & (behind_QL < window)
+            scores_QL = tl.where(visible_QL, scores_QL, float("-inf"))
         higher_Q = tl.maximum(most_Q, tl.max(scores_QL, 1))
-        kept_Q = tl.exp(most_Q - higher_Q)
-        weights_QL = tl.exp(scores_QL - higher_Q[:, None])
+        # Nothing seen yet: any finite number does instead of -inf.
+        base_Q = tl.where(higher_Q == float("-inf"), 0.0, higher_Q)
+        kept_Q = tl.exp2(most_Q - base_Q)
+        weights_QL = tl.exp2(scores_QL - base_Q[:, None])
         total_Q = total_Q * kept_Q + tl.sum(weights_QL, 1)
-        sum_QK = sum_QK * kept_Q[:, None] + tl.dot(weights_QL.to(dtype), v_LK.to(dtype), input_precision="ieee")
+        sum1_QH, sum2_QH = sum1_QH * kept_Q[:, None], sum2_QH * kept_Q[:, None]
+        v1_LH, v2_LH, v_scale_L, v_low_L = _load_codes(v_ptr, v_params_ptr, head_L, seen_L, dtype, KIND, HALF, ASM,
+                                                       BLOCK_H)
+        if KIND == 0:
+            weights_QL = weights_QL.to(dtype)
+            sum1_QH = tl.dot(weights_QL, v1_LH, sum1_QH, input_precision="ieee")
+            sum2_QH = tl.dot(weights_QL, v2_LH, sum2_QH, input_precision="ieee")
+        else:
+            if KIND != 3:
+                lows_Q1 = tl.sum(weights_QL * v_low_L[None, :], 1)[:, None]
+                sum1_QH, sum2_QH = sum1_QH + lows_Q1, sum2_QH + lows_Q1
+            # Lifted out of fp16's smallest numbers; no scale is so large that this overflows.
+            LIFT: tl.constexpr = 4.0 if KIND == 2 else 64.0
+            lifted_QL = (weights_QL * (v_scale_L * LIFT)[None, :]).to(dtype)
+            sum1_QH += tl.dot(lifted_QL, v1_LH, input_precision="ieee") * (1.0 / LIFT)
+            sum2_QH += tl.dot(lifted_QL, v2_LH, input_precision="ieee") * (1.0 / LIFT)
         most_Q = higher_Q
-    # An empty split leaves -inf and zeros, which the second pass weighs with nothing.
-    at_Q = heads_Q * SPLITS + split
-    tl.store(sums_ptr + at_Q[:, None] * K + k[None, :], sum_QK, mask=(i < GROUP)[:, None] & (k < K)[None, :])
-    tl.store(marks_ptr + at_Q * 2, most_Q, mask=i < GROUP)
-    tl.store(marks_ptr + at_Q * 2 + 1, total_Q, mask=i < GROUP)
+    return most_Q, total_Q, sum1_QH, sum2_QH
 
 
 @triton.jit
-def _join(sums_ptr, marks_ptr, out_ptr, K: tl.constexpr, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
-    head = tl.program_id(0).to(tl.int64)
-    z, k = tl.arange(0, SPLITS), tl.arange(0, BLOCK_K)
-    most_Z = tl.load(marks_ptr + (head * SPLITS + z) * 2)
-    weight_Z = tl.exp(most_Z - tl.max(most_Z, 0))
-    total = tl.sum(weight_Z * tl.load(marks_ptr + (head * SPLITS + z) * 2 + 1), 0)
-    inside = (k < K)[None, :]
-    sum_ZK = tl.load(sums_ptr + (head * SPLITS + z)[:, None] * K + k[None, :], mask=inside, other=0.0)
-    out_K = tl.sum(sum_ZK * weight_Z[:, None], 0) / total
-    tl.store(out_ptr + head * K + k, out_K.to(out_ptr.dtype.element_ty), mask=k < K)
+def _row_of(starts_ptr, tile, num_rows, TOKENS: tl.constexpr, STEPS: tl.constexpr):
+    """The row a tile belongs to: row r's tiles begin at starts[r] // TOKENS + r. Bisection, no host."""
+    low, high = tile * 0, tile * 0 + num_rows
+    for _ in range(STEPS):
+        middle = (low + high) // 2
+        below = (tl.load(starts_ptr + middle) // TOKENS + middle <= tile) & (middle < num_rows)
+        low = tl.where(below, middle, low)
+        high = tl.where(below, high, middle)
+    return low
+
+
+@triton.jit
+def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_ptr, positions_ptr, starts_ptr,
+            slopes_ptr, sinks_ptr, out_ptr, sums_ptr, marks_ptr, counters_ptr, scale, softcap, window, num_blocks,
+            num_rows, T, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, S: tl.constexpr, KIND: tl.constexpr,
+            ROTATE: tl.constexpr, CHUNKS: tl.constexpr, MIXED: tl.constexpr, STEPS: tl.constexpr,
+            WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr, ASM: tl.constexpr,
+            EARLY: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_Q: tl.constexpr,
+            BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
+    """CHUNKS: tiles of rows longer than one token, else single tokens (MIXED: only of rows of one)."""
+    HALF: tl.constexpr = K // 2
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    tile, g, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if CHUNKS:
+        row = _row_of(starts_ptr, tile, num_rows, TOKENS, STEPS)
+        start = tl.load(starts_ptr + row)
+        count = tl.load(starts_ptr + row + 1) - start
+        first_token = start + (tile - (start // TOKENS + row)) * TOKENS
+        wanted = tl.minimum(start + count - first_token, TOKENS)
+        wanted = tl.where(count > 1, wanted, 0)
+    else:
+        first_token = tile
+        row = tl.load(rows_ptr + first_token)
+        wanted = first_token * 0 + 1
+        if MIXED:
+            wanted = (tl.load(starts_ptr + row + 1) - tl.load(starts_ptr + row) <= 1).to(tl.int32)
+    if wanted > 0:
+        i, h = tl.arange(0, BLOCK_Q), tl.arange(0, BLOCK_H)
+        token_Q, group_Q = first_token + i // BLOCK_G, i % BLOCK_G
+        inside_Q = (i // BLOCK_G < wanted) & (group_Q < GROUP)
+        head_Q = g * GROUP + group_Q
+        inside_QH = inside_Q[:, None] & (h < HALF)[None, :]
+        at_QH = (token_Q[:, None].to(tl.int64) * (G * GROUP) + head_Q[:, None]) * K + h[None, :]
+        q1_QH = tl.load(q_ptr + at_QH, mask=inside_QH, other=0.0)
+        q2_QH = tl.load(q_ptr + at_QH + HALF, mask=inside_QH, other=0.0)
+        dtype = q_ptr.dtype.element_ty
+        if ROTATE:
+            q1_QH, q2_QH = _rotate_rows(q1_QH, q2_QH, HALF)
+            q1_QH, q2_QH = q1_QH.to(dtype), q2_QH.to(dtype)
+        qsum_Q = tl.sum(q1_QH.to(tl.float32), 1) + tl.sum(q2_QH.to(tl.float32), 1)
+        earliest = tl.load(positions_ptr + first_token)
+        position_Q = earliest + i // BLOCK_G
+        context = earliest + wanted
+        slope_Q = position_Q.to(tl.float32)
+        if ALIBI:
+            slope_Q = tl.load(slopes_ptr + head_Q, mask=inside_Q, other=0.0).to(tl.float32)
+        oldest = tl.maximum(earliest - window + 1, 0) if WINDOW else earliest * 0
+        floor = oldest // BLOCK_L * BLOCK_L
+        share = tl.cdiv(tl.cdiv(context - floor, SPLITS), BLOCK_L) * BLOCK_L
+        begin = floor + split * share
+        end = tl.minimum(begin + share, context)
+        # Up to here every query of the tile sees every place; with a window or in one block, mask all.
+        clear = tl.minimum((earliest + 1) // BLOCK_L * BLOCK_L, end) // BLOCK_L * BLOCK_L
+        clear = begin if WINDOW else tl.maximum(clear, begin)
+        most_Q = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+        total_Q = tl.zeros([BLOCK_Q], tl.float32)
+        sum1_QH = tl.zeros([BLOCK_Q, BLOCK_H], tl.float32)
+        sum2_QH = tl.zeros([BLOCK_Q, BLOCK_H], tl.float32)
+        table = tables_ptr + row.to(tl.int64) * num_blocks
+        most_Q, total_Q, sum1_QH, sum2_QH = _over(
+            q1_QH, q2_QH, qsum_Q, position_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g, begin, clear,
+            oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G, HALF, S, KIND, False, WINDOW,
+            SOFTCAP, ALIBI, ASM, BLOCK_H, BLOCK_L)
+        most_Q, total_Q, sum1_QH, sum2_QH = _over(
+            q1_QH, q2_QH, qsum_Q, position_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g, clear, end,
+            oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G, HALF, S, KIND, True, WINDOW,
+            SOFTCAP, ALIBI, ASM, BLOCK_H, BLOCK_L)
+        mine = split >= 0
+        if SPLITS > 1:
+            mark_Q = (token_Q.to(tl.int64) * (G * GROUP) + head_Q) * SPLITS
+            parts_QH = sums_ptr + mark_Q[:, None] * K + h[None, :]
+            tl.store(parts_QH + split * K, sum1_QH, mask=inside_QH)
+            tl.store(parts_QH + split * K + HALF, sum2_QH, mask=inside_QH)
+            tl.store(marks_ptr + (mark_Q + split) * 2, most_Q, mask=inside_Q)
+            tl.store(marks_ptr + (mark_Q + split) * 2 + 1, total_Q, mask=inside_Q)
+            # All of it is written before one thread says so, to the whole device.
+            tl.debug_barrier()
+            mine = tl.atomic_add(counters_ptr + first_token * G + g, 1) == SPLITS - 1
+            if mine:
+                most_Q = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+                for z in range(SPLITS):
+                    its_Q = tl.load(marks_ptr + (mark_Q + z) * 2, mask=inside_Q, other=0.0, cache_modifier=".cg")
+                    most_Q = tl.maximum(most_Q, its_Q)
+                total_Q = tl.zeros([BLOCK_Q], tl.float32)
+                sum1_QH = tl.zeros([BLOCK_Q, BLOCK_H], tl.float32)
+                sum2_QH = tl.zeros([BLOCK_Q, BLOCK_H], tl.float32)
+                for z in range(SPLITS):
+                    at_Q = marks_ptr + (mark_Q + z) * 2
+                    part_Q = tl.exp2(tl.load(at_Q, mask=inside_Q, other=0.0, cache_modifier=".cg") - most_Q)
+                    total_Q += part_Q * tl.load(at_Q + 1, mask=inside_Q, other=1.0, cache_modifier=".cg")
+                    sum1_QH += part_Q[:, None] * tl.load(parts_QH + z * K, mask=inside_QH, other=0.0,
+                                                         cache_modifier=".cg")
+                    sum2_QH += part_Q[:, None] * tl.load(parts_QH + z * K + HALF, mask=inside_QH, other=0.0,
+                                                         cache_modifier=".cg")
+                tl.store(counters_ptr + first_token * G + g, 0)
+        if mine:
+            if SINKS:
+                sink_Q = tl.load(sinks_ptr + head_Q, mask=inside_Q, other=0.0).to(tl.float32)
+                total_Q += tl.exp2(sink_Q * 1.4426950408889634 - most_Q)
+            sum1_QH, sum2_QH = sum1_QH / total_Q[:, None], sum2_QH / total_Q[:, None]
+            if ROTATE:
+                sum1_QH, sum2_QH = _rotate_rows(sum1_QH, sum2_QH, HALF)
+            tl.store(out_ptr + at_QH, sum1_QH.to(dtype), mask=inside_QH)
+            tl.store(out_ptr + at_QH + HALF, sum2_QH.to(dtype), mask=inside_QH)
 
 
 def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts) -> Tensor:
-    """As the reference, which also takes layers with a window, a soft cap, ALiBi or sinks, and the kinds not fused."""
-    varied = (facts.window_tokens, facts.softcap, facts.alibi_slopes_H, facts.sinks_H)
-    if pages.kind.name not in CODES or any(value is not None for value in varied):
+    """As the reference."""
+    if pages.kind.name not in CODES:
         return reference(q_THK, pages, rows, group, facts)
-    rotated = pages.kind.name == "int4"
-    q = rotate(q_THK).to(q_THK.dtype) if rotated else q_THK.contiguous()
-    out_THK = _run(q, pages, rows, group, facts.scale)
-    return rotate(out_THK).to(q_THK.dtype) if rotated else out_THK
-
-
-def _run(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, scale: float) -> Tensor:
-    T, H, K = q_THK.shape
-    G, S, table_RB = pages.shape.num_heads, pages.shape.block_tokens, rows.tables[group].contiguous()
-    Z = num_splits(T * G, rows.max_context)
-    sums_THZK = torch.empty((T, H, Z, K), dtype=torch.float32, device=q_THK.device)
-    marks_THZ2 = torch.empty((T, H, Z, 2), dtype=torch.float32, device=q_THK.device)
-    out_THK, block_K = torch.empty_like(q_THK), triton.next_power_of_2(K)
-    block_Q = max(LEAST_QUERIES, triton.next_power_of_2(H // G))
-    _attend[(T, G, Z)](
-        q_THK, *planes(pages), table_RB, rows.rows_T, rows.positions_T, sums_THZK, marks_THZ2, scale, table_RB.shape[1],
-        G, H // G, K, S, CODES[pages.kind.name], Z, block_Q, block_K, BLOCK_L,
-    )
-    _join[(T * H,)](sums_THZK, marks_THZ2, out_THK, K, Z, block_K)
+    q_THK = q_THK.contiguous()
+    out_THK = torch.empty_like(q_THK)
+    if len(q_THK) == 0:
+        return out_THK
+    call = _Call(q_THK, out_THK, pages, rows, group, facts)
+    call.singles(mixed=not rows.all_single)
+    if not rows.all_single:
+        call.chunks()
     return out_THK
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def counters(device: torch.device, size: int) -> Tensor:
+    """Zeros that every kernel leaves as zeros. Kept for good, because captured graphs point to them."""
+    key = device, triton.next_power_of_2(max(size, 1 << 14))
+    if key not in _counters:
+        _counters[key] = torch.zeros(key[1], dtype=torch.int32, device=device)
+    return _counters[key]
+
+
+class _Call:
+    """One call's arguments, for up to two kernels."""
+
+    def __init__(
+        self, q_THK: Tensor, out_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts
+    ):
+        self.q, self.out, self.pages, self.rows, self.facts = q_THK, out_THK, pages, rows, facts
+        self.table_RB = rows.tables[group].contiguous()
+
+    def singles(self, mixed: bool) -> None:
+        # Behind the rows' own tokens a bucket may have more: single rows come first, a token each.
+        T = min(len(self.q), len(self.rows.totals_R)) if mixed else len(self.q)
+        G, H = self.pages.shape.num_heads, self.q.shape[1]
+        Z = num_splits(T * G, self.rows.max_context)
+        block_G = triton.next_power_of_2(H // G)
+        self._launch((T, G, Z), Z, 1, max(LEAST_QUERIES, block_G), CHUNKS=False, MIXED=mixed)
+
+    def chunks(self) -> None:
+        T, G, H = len(self.q), self.pages.shape.num_heads, self.q.shape[1]
+        tokens = chunk_tokens(H // G, self.rows.max_row_tokens)
+        grid = (T // tokens + len(self.rows.totals_R), G, 1)
+        block_G = triton.next_power_of_2(H // G)
+        self._launch(grid, 1, tokens, max(LEAST_QUERIES, tokens * block_G), CHUNKS=True, MIXED=True)
+
+    def _launch(self, grid: tuple[int, int, int], splits: int, tokens: int, block_q: int, **which: bool) -> None:
+        q, rows, facts, K = self.q, self.rows, self.facts, self.q.shape[2]
+        H, G, S = q.shape[1], self.pages.shape.num_heads, self.pages.shape.block_tokens
+        scratch = torch.empty((grid[0] * H * splits, K + 2) if splits > 1 else 1, dtype=torch.float32, device=q.device)
+        sums, marks = scratch.view(-1), scratch.view(-1)[grid[0] * H * splits * K :] if splits > 1 else scratch
+        _attend[grid](
+            q, *planes(self.pages), self.table_RB, rows.rows_T, rows.positions_T, rows.starts_R1,
+            q if facts.alibi_slopes_H is None else facts.alibi_slopes_H, q if facts.sinks_H is None else facts.sinks_H,
+            self.out, sums, marks, counters(q.device, grid[0] * G), facts.scale, facts.softcap or 1.0,
+            facts.window_tokens or 0, self.table_RB.shape[1], len(rows.totals_R), len(q), G, H // G, K, S,
+            SPLITS=splits, TOKENS=tokens, BLOCK_Q=block_q, **which, **self._constants(),
+        )  # fmt: skip
+
+    def _constants(self) -> dict[str, Any]:
+        kind, facts, H, K = self.pages.kind.name, self.facts, self.q.shape[1], self.q.shape[2]
+        return {
+            "KIND": CODES[kind], "ROTATE": kind in ROTATED, "STEPS": len(self.rows.totals_R).bit_length() + 1,
+            "WINDOW": facts.window_tokens is not None, "SOFTCAP": facts.softcap is not None,
+            "ALIBI": facts.alibi_slopes_H is not None, "SINKS": facts.sinks_H is not None,
+            "EARLY": early() > 0, **early_launch(early()), "ASM": not INTERPRETED and self.q.dtype != torch.float32,
+            "BLOCK_G": triton.next_power_of_2(H // self.pages.shape.num_heads),
+            "BLOCK_H": max(16, triton.next_power_of_2(K // 2)), "BLOCK_L": BLOCK_L,
+        }  # fmt: skip
+
+
+def chunk_tokens(group: int, max_row_tokens: int) -> int:
+    """Tokens of a chunk's tile: a power of two, no more than the longest chunk has."""
+    most: int = max(1, MOST_QUERIES // triton.next_power_of_2(group))
+    longest: int = triton.next_power_of_2(max_row_tokens)
+    return min(most, longest)
 
 
 def num_splits(programs: int, max_context: int) -> int:

@@ -40,6 +40,13 @@ class ReasoningParser:
             events += self._reasoning(self._close.finish(), last=True)
         return events
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        if self._state == self._opening:
+            return self._inside or bool(self._start.strip())
+        return self._state in (self._thinking_first, self._thinking)
+
     def _opening(self, text: str) -> list[Event]:
         """Waits until it is certain whether the answer begins with the opening tag."""
         self._start += text

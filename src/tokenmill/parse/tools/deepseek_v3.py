@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from tokenmill.parse.calls import TaggedCalls, from_json, to_json
 from tokenmill.parse.events import ToolCallEvent
+from tokenmill.parse.forms import Frame, Part
 from tokenmill.types import Message
 
 START, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -17,6 +19,11 @@ CALL, CALL_END, SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 TAGS = (START, END, CALL, CALL_END, SEP)
 SIGNS = TAGS
 _FENCED = re.compile(r"(\S+)\s*```json\s*(.*?)\s*```\s*", re.DOTALL)
+FRAME = Frame(START, START, "\n", END)
+
+
+def call_parts(name: str, schema: dict[str, Any]) -> list[Part]:
+    return [f"{CALL}function{SEP}{name}\n```json\n", {"schema": schema}, f"\n```{CALL_END}"]
 
 
 class ToolParser(TaggedCalls):

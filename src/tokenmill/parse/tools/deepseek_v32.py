@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from tokenmill.parse.calls import TaggedCalls, from_json, to_json
 from tokenmill.parse.events import ToolCallEvent
+from tokenmill.parse.forms import Frame, parameter_calls
 from tokenmill.types import Message
 
 MARK = "｜DSML｜"
@@ -20,6 +21,11 @@ SIGNS = TAGS
 _INVOKE = re.compile(rf'\s*<{MARK}invoke name="([^"]+)">(.*?)</{MARK}invoke>\s*', re.DOTALL)
 _PARAMETER = re.compile(
     rf'\s*<{MARK}parameter name="([^"]+)" string="(true|false)">(.*?)</{MARK}parameter>\s*', re.DOTALL
+)
+FRAME = Frame(f"<{MARK}function_calls>", f"<{MARK}function_calls>\n", "", f"</{MARK}function_calls>")
+call_parts = parameter_calls(
+    f'<{MARK}invoke name="NAME">\n', f"</{MARK}invoke>\n",
+    lambda key, is_text: f'<{MARK}parameter name="{key}" string="{str(is_text).lower()}">', f"</{MARK}parameter>\n",
 )
 
 

@@ -10,12 +10,17 @@ from collections.abc import Sequence
 
 from tokenmill.parse.calls import TaggedCalls, parameter_types, to_json, typed
 from tokenmill.parse.events import ToolCallEvent
+from tokenmill.parse.forms import Frame, parameter_calls
 from tokenmill.types import Message
 
 START, END = "<tool_call>", "</tool_call>"
 TAGS = (START, END, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 SIGNS = TAGS
 _PAIR = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
+FRAME = Frame(START, between="\n")
+call_parts = parameter_calls(
+    f"{START}NAME\n", END, lambda key, is_text: f"<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"
+)
 
 
 class ToolParser(TaggedCalls):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenmill.parse.calls import TaggedCalls, calls_of
+from tokenmill.parse.forms import Frame, json_call
 from tokenmill.types import Message
 
 START, END = "<tool_call>", "</tool_call>"
 TAGS = (START, END)
 SIGNS = TAGS
+FRAME = Frame(START, between="\n")
+call_parts = json_call(f'{START}\n{{"name": NAME, "arguments": ', f"}}\n{END}")
 
 
 class ToolParser(TaggedCalls):

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 
 from tokenmill.parse.calls import TaggedCalls, calls_of
 from tokenmill.parse.events import ToolCallEvent
+from tokenmill.parse.forms import Frame, json_call
 from tokenmill.types import Message
 
 START, END, PLUGIN, INTERPRETER = "<|action_start|>", "<|action_end|>", "<|plugin|>", "<|interpreter|>"
 TAGS = (START, END, PLUGIN, INTERPRETER)
 SIGNS = TAGS
+FRAME = Frame(START + PLUGIN, between="\n")
+call_parts = json_call(f'{START}{PLUGIN}\n{{"name": NAME, "parameters": ', f"}}{END}")
 
 
 class ToolParser(TaggedCalls):

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 
 from tokenmill.parse.calls import TaggedCalls, call_of, from_json, to_json
 from tokenmill.parse.events import Event, ToolCallEvent
+from tokenmill.parse.forms import Frame, json_call
 from tokenmill.types import Message
 
 TAG, FUNCTION, END = "<|python_tag|>", "<function=", "</function>"
 TAGS = (TAG,)
 SIGNS = (TAG, "<|eom_id|>")
 _NEVER = ""
+# Bare objects: with tools of one's own the models leave the tag out.
+FRAME = Frame(TAG, between="; ", last=True)
+call_parts = json_call('{"name": NAME, "parameters": ', "}")
 
 
 class ToolParser:

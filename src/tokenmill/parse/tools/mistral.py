@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 from tokenmill.parse.calls import TaggedCalls, calls_of, from_json, to_json
 from tokenmill.parse.events import ToolCallEvent
+from tokenmill.parse.forms import Frame, json_call
 from tokenmill.types import Message
 
 START, ARGS = "[TOOL_CALLS]", "[ARGS]"
 TAGS = (START, ARGS)
 SIGNS = (START,)
 _NEVER = ""
+FRAME = Frame(START, f"{START}[", ", ", "]", last=True)
+call_parts = json_call('{"name": NAME, "arguments": ', "}")
 
 
 class ToolParser(TaggedCalls):

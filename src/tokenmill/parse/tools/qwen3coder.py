@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tokenmill.parse.calls import TaggedCalls, parameter_types, to_json, typed
 from tokenmill.parse.events import ToolCallEvent
+from tokenmill.parse.forms import Frame, parameter_calls
 from tokenmill.types import Message
 
 START, END = "<tool_call>", "</tool_call>"
@@ -18,6 +19,11 @@ TAGS = (START, END)
 SIGNS: tuple[str, ...] = ()
 _FUNCTION = re.compile(r"\s*<function=([^<>\s]+)>(.*?)</function>\s*", re.DOTALL)
 _PARAMETER = re.compile(r"\s*<parameter=([^<>\s]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
+FRAME = Frame(START, between="\n")
+# The newline before a closing tag is left to the value, of which it is no part.
+call_parts = parameter_calls(
+    f"{START}\n<function=NAME>\n", f"</function>\n{END}", lambda key, is_text: f"<parameter={key}>\n", "</parameter>\n"
+)
 
 
 class ToolParser(TaggedCalls):

@@ -55,7 +55,7 @@ def may_clip(facts: BlockFacts, site: str, name: str) -> bool:
     if site != "qkv":
         return True
     start = 0
-    for other, (num_out, _) in facts.family.names.attention.qkv.shapes(facts.arch.attention).items():
+    for other, (num_out, _) in facts.attention_names.qkv.shapes(facts.attention).items():
         if other == name:
             values = facts.qkv_rows[2]
             return int(((values >= start) & (values < start + num_out)).sum()) == num_out

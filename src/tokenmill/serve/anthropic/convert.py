@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from tokenmill.errors import RequestError
-from tokenmill.serve.anthropic.schema import Block, CountRequest, InputMessage, MessagesRequest
+from tokenmill.serve.anthropic.schema import Block, CountRequest, InputMessage, MessagesRequest, Tool
 from tokenmill.serve.http.errors import from_validation
 from tokenmill.serve.openai.schema import ChatRequest
 
@@ -31,8 +31,9 @@ def chat_request(body: CountRequest) -> ChatRequest:
     fields: dict[str, Any] = {
         "model": body.model,
         "messages": [*_system(body), *(plain for message in body.messages for plain in _plain(message))],
-        "tools": [_tool(tool.name, tool.description, tool.input_schema) for tool in body.tools or ()] or None,
+        "tools": [_tool(tool) for tool in body.tools or ()] or None,
         "tool_choice": _tool_choice(body) if body.tools else None,
+        "parallel_tool_calls": not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
     }
     if body.thinking is not None and body.thinking.type != "adaptive":
         fields["enable_thinking"] = body.thinking.type == "enabled"
@@ -51,8 +52,9 @@ def _generation(body: MessagesRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tool(name: str, description: str | None, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "description": description or "", "parameters": schema}}
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+    return {"type": "function", "function": function | ({"strict": True} if tool.strict else {})}
 
 
 def _tool_choice(body: CountRequest) -> Any:
@@ -83,7 +85,7 @@ def _plain(message: InputMessage) -> Iterator[dict[str, Any]]:
         yield from (_tool_result(block) for block in results)
         rest = [block for block in message.content if block.type != "tool_result"]
         if rest or not results:
-            yield {"role": message.role, "content": _texts(rest)}
+            yield {"role": message.role, "content": _content(rest)}
 
 
 def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
@@ -121,6 +123,23 @@ def _result_text(content: Any) -> str:
     if not all(isinstance(text, str) for text in texts):
         raise RequestError("a tool_result's content is a text or a list of text blocks", 400, param="messages")
     return "\n".join(map(str, texts))
+
+
+def _content(blocks: Sequence[Block]) -> str | list[dict[str, Any]]:
+    """Text, or parts where some blocks are images."""
+    if all(block.type != "image" for block in blocks):
+        return _texts(blocks)
+    return [_image(block) if block.type == "image" else {"type": "text", "text": _texts([block])} for block in blocks]
+
+
+def _image(block: Block) -> dict[str, Any]:
+    source = block.source or {}
+    url = source.get("url") if source.get("type") == "url" else None
+    if source.get("type") == "base64":
+        url = f"data:{source.get('media_type')};base64,{source.get('data')}"
+    if not isinstance(url, str):
+        raise RequestError("an image block needs a source of type base64 or url", 400, param="messages")
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _texts(blocks: Sequence[Block]) -> str:

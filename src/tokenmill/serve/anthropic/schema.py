@@ -26,6 +26,7 @@ class Block(Model):
     input: dict[str, Any] | None = None
     tool_use_id: Annotated[str, Field(max_length=128)] | None = None
     content: Any = None
+    source: dict[str, Any] | None = None
     is_error: bool | None = None
 
 
@@ -44,6 +45,7 @@ class Tool(Model):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
 
 
 class ToolChoice(Model):

@@ -51,6 +51,7 @@ class ServerOptions:
     `admin_socket` is a path for the routes that steer the server; `admin_routes` names those of them that the public
     port has too, which needs keys. A server whose engine is dead for `dead_engine_s`, or does not answer for
     `silent_engine_s`, ends with an error, so that whatever keeps it running starts it anew.
+    `proxy_url` is the proxy (serve/proxy) that is told of this server.
     """
 
     host: str = "0.0.0.0"
@@ -67,6 +68,7 @@ class ServerOptions:
     silent_engine_s: float = 30.0
     admin_socket: str | None = None
     admin_routes: frozenset[str] = frozenset()
+    proxy_url: str | None = None
     docs: bool = True
     metrics: bool = True
     log_level: str = "info"

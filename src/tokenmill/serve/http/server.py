@@ -29,6 +29,7 @@ from tokenmill.serve.http.app import build_app
 from tokenmill.serve.http.banner import banner
 from tokenmill.serve.http.options import ServerOptions, check
 from tokenmill.serve.http.protocol import protocol_class
+from tokenmill.serve.http.register import stay_registered
 from tokenmill.serve.http.service import Phase, Service
 from tokenmill.serve.http.watch import until_lost
 
@@ -65,6 +66,7 @@ class HttpServer(uvicorn.Server):
         self._socket = bind(options)
         self._admin = admin_of(self.service, options)
         self._loading: asyncio.Task[None] | None = None
+        self._registered: asyncio.Task[None] | None = None
         self._drain_until_s: float | None = None
         self._aborted = False
         super().__init__(_uvicorn_config(self.service))
@@ -93,6 +95,9 @@ class HttpServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._registered is not None:
+            self._registered.cancel()
+            await asyncio.gather(self._registered, return_exceptions=True)
         await super().shutdown(sockets)
         if self._admin is not None:
             await self._admin.close()
@@ -141,6 +146,8 @@ class HttpServer(uvicorn.Server):
             self.should_exit = True
             return
         self._log("Serving %s", engine.name)
+        if self.options.proxy_url is not None:
+            self._registered = asyncio.create_task(stay_registered(self.options, self.port, engine.name))
         self.ready.set()
         lost = await until_lost(self.service)
         get_logger().error("%s", lost)

@@ -40,7 +40,7 @@ async def pooling(request: Request) -> Response:
 async def embeddings(request: Request) -> Response:
     body, job, vectors, done = await _pool(request)
     data = [
-        {"index": i, "object": "embedding", "embedding": _plain(_unit(v, body.dimensions), body)}
+        {"index": i, "object": "embedding", "embedding": _plain(unit(v, body.dimensions), body)}
         for i, v in enumerate(vectors)
     ]
     return _list(job, "embd", data, done)
@@ -52,20 +52,22 @@ async def _pool(request: Request) -> tuple[PoolingRequest, Job, list[Vector], li
     service.metrics.unknown_fields.inc(unknown)
     job = scoring_job(body.input, service.engine, body.model, Want.POOL, timeout_of(request, service.options))
     done = await unless_gone(request.receive, collect(service, job))
-    return body, job, [_vector(one) for one in done], done
+    return body, job, [vector(one) for one in done], done
 
 
-def _vector(done: Collected) -> Vector:
+def vector(done: Collected) -> Vector:
+    """The pooled state of one input."""
     pool = done.arrays.get("pool")
     if pool is None:
         raise RequestError("this engine gives no pooled states", 501)
     return np.frombuffer(pool.data, np.dtype(pool.dtype)).reshape(-1).astype(np.float32)
 
 
-def _unit(vector: Vector, dimensions: int | None) -> Vector:
-    if dimensions is not None and dimensions > len(vector):
-        raise RequestError(f"dimensions is {dimensions}; the model has {len(vector)}", 400, param="dimensions")
-    part = vector[:dimensions]
+def unit(state: Vector, dimensions: int | None) -> Vector:
+    """A state, cut to `dimensions` where asked for, at length one."""
+    if dimensions is not None and dimensions > len(state):
+        raise RequestError(f"dimensions is {dimensions}; the model has {len(state)}", 400, param="dimensions")
+    part = state[:dimensions]
     return part / np.float32(max(float(np.linalg.norm(part)), 1e-12))
 
 

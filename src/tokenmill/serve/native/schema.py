@@ -16,6 +16,9 @@ from tokenmill.serve.openai.schema import (
     Prompts,
 )
 
+# With the query they are as many texts as one request may hold places for.
+MAX_DOCUMENTS = 255
+
 
 def _shape(value: Any) -> str:
     return "<text>" if isinstance(value, str) else "<list>"
@@ -88,3 +91,23 @@ class PoolingRequest(Model):
     encoding_format: Annotated[str, Field(pattern="^(float|base64)$")] | None = None
     dimensions: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     user: Name | None = None
+
+
+class Document(Model):
+    text: Annotated[str, Field(min_length=1)]
+
+
+class RerankRequest(Model):
+    model: ModelName | None = None
+    query: Annotated[str, Field(min_length=1)]
+    documents: Annotated[
+        list[
+            Annotated[
+                Annotated[str, Field(min_length=1), Tag("<text>")] | Annotated[Document, Tag("<list>")],
+                Discriminator(_shape),
+            ]
+        ],
+        Field(min_length=1, max_length=MAX_DOCUMENTS),
+    ]
+    top_n: Annotated[int, Field(ge=1, le=INT64_MAX)] | None = None
+    return_documents: bool = True

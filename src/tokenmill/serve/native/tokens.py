@@ -48,7 +48,7 @@ async def tokenize(request: Request) -> Response:
     if body.messages is None:
         ids = await codec.encode(body.prompt or "", body.add_special_tokens)
     else:
-        messages = tuple(plain_message(message) for message in body.messages)
+        messages = tuple(plain_message(message, service.engine.limits) for message in body.messages)
         ids = await codec.prompt_ids(TextRequest("tokenize", messages), ())
     most = service.engine.limits.max_model_tokens
     return JSONResponse({"tokens": list(ids), "count": len(ids), "max_model_len": most})

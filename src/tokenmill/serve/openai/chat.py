@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from tokenmill.serve.http.deadline import timeout_of
 from tokenmill.serve.http.disconnect import unless_gone
 from tokenmill.serve.http.service import Job, Service, service_of
 from tokenmill.serve.http.sse import EventStream, event
-from tokenmill.serve.openai.collect import Collected, chat_logprobs, collect, usage_body
+from tokenmill.serve.openai.collect import Collected, answer_ids, chat_logprobs, collect, usage_body
 from tokenmill.serve.openai.convert import chat_job
 from tokenmill.serve.openai.describe import body_of
 from tokenmill.serve.openai.schema import ChatRequest
@@ -24,33 +25,44 @@ from tokenmill.types import Chunk
 router = APIRouter(tags=["openai"])
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the answer is to look."""
+
+    include_usage: bool
+    ids: bool
+
+
 @router.post("/v1/chat/completions", summary="Answer a conversation", openapi_extra=body_of(ChatRequest))
 async def chat_completions(request: Request) -> Response:
     service = service_of(request)
     body, unknown = await read_json(request, ChatRequest)
     service.metrics.unknown_fields.inc(unknown)
     job = chat_job(body, service.engine, service.options, timeout_of(request, service.options))
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    form = Form(include_usage, bool(body.return_token_ids))
     if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(_events(service, job, include_usage), service.options.limits.ping_s)
-    answer = await unless_gone(request.receive, _answer(service, job))
+        return EventStream(_events(service, job, form), service.options.limits.ping_s)
+    answer = await unless_gone(request.receive, _answer(service, job, form))
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-async def _answer(service: Service, job: Job) -> dict[str, Any]:
+async def _answer(service: Service, job: Job, form: Form) -> dict[str, Any]:
     choices = await collect(service, job)
+    prompt = {"prompt_token_ids": list(choices[0].prompt_ids)} if form.ids else {}
     return {
         "id": job.id,
         "object": "chat.completion",
         "created": job.created,
         "model": job.model,
         "service_tier": None,
-        "choices": [_choice(index, choice, job) for index, choice in enumerate(choices)],
+        "choices": [_choice(index, choice, job, form) for index, choice in enumerate(choices)],
         "usage": usage_body([choices[0].usage], [choice.usage for choice in choices]),
+        **prompt,
     }
 
 
-def _choice(index: int, choice: Collected, job: Job) -> dict[str, Any]:
+def _choice(index: int, choice: Collected, job: Job, form: Form) -> dict[str, Any]:
     text = "".join(choice.text)
     calls = [choice.calls[place] for place in sorted(choice.calls)]
     return {
@@ -63,37 +75,48 @@ def _choice(index: int, choice: Collected, job: Job) -> dict[str, Any]:
         },
         "logprobs": chat_logprobs(choice.logprobs) if job.requests[0].logprobs else None,
         "finish_reason": choice.finish_reason,
+        **(answer_ids(choice.token_ids) if form.ids else {}),
     }
 
 
-async def _events(service: Service, job: Job, include_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(service: Service, job: Job, form: Form) -> AsyncGenerator[bytes, None]:
     """One event a chunk, then one per choice with its finish reason, then the usage where it was asked for."""
     head: dict[str, Any] = {
         "id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model
     }
-    if include_usage:
+    if form.include_usage:
         head["usage"] = None
     choices = [Collected() for _ in job.requests]
     async with aclosing(service.run(job)) as chunks:
         async for index, chunk in chunks:
             choices[index].note_end(chunk)
-            delta = _delta(chunk)
-            if delta is not None:
-                choice = {"index": index, "delta": delta}
-                if chunk.logprobs:
-                    choice["logprobs"] = chat_logprobs(chunk.logprobs)
-                yield event({**head, "choices": [choice]})
+            piece = _piece(index, chunk, form)
+            if piece is not None:
+                yield event({**head, "choices": [piece]})
             if chunk.finish is not None:
                 yield event({**head, "choices": [_last(index, choices[index])]})
-    if include_usage:
+    if form.include_usage:
         usage = usage_body([choices[0].usage], [choice.usage for choice in choices])
         yield event({**head, "choices": [], "usage": usage})
 
 
-def _delta(chunk: Chunk) -> dict[str, Any] | None:
-    """Every delta carries the role and a string as content, as LMDeploy's clients expect; None: nothing to say."""
-    if not (chunk.text or chunk.reasoning or chunk.tool_calls or chunk.logprobs):
+def _piece(index: int, chunk: Chunk, form: Form) -> dict[str, Any] | None:
+    """A choice's part of an event; None: nothing to say."""
+    said = chunk.text or chunk.reasoning or chunk.tool_calls or chunk.logprobs
+    if not said and not (form.ids and (chunk.token_ids or chunk.prompt_ids)):
         return None
+    piece: dict[str, Any] = {"index": index, "delta": _delta(chunk)}
+    if chunk.logprobs:
+        piece["logprobs"] = chat_logprobs(chunk.logprobs)
+    if form.ids:
+        piece |= answer_ids(chunk.token_ids)
+        if chunk.prompt_ids is not None:
+            piece["prompt_token_ids"] = list(chunk.prompt_ids)
+    return piece
+
+
+def _delta(chunk: Chunk) -> dict[str, Any]:
+    """Every delta carries the role and a string as content, as LMDeploy's clients expect."""
     delta: dict[str, Any] = {"role": "assistant", "content": chunk.text}
     if chunk.reasoning:
         delta["reasoning_content"] = chunk.reasoning

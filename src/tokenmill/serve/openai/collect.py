@@ -93,7 +93,13 @@ def usage_body(prompts: list[Usage], answers: list[Usage]) -> dict[str, Any]:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts)},
+        "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in answers)},
     }
+
+
+def answer_ids(ids: list[int] | tuple[int, ...]) -> dict[str, Any]:
+    """The ids of a choice, or of a piece of one, where `return_token_ids` asks: LMDeploy's name and vLLM's."""
+    return {"output_ids": list(ids), "token_ids": list(ids)}
 
 
 def finite(logprob: float) -> float:

@@ -17,7 +17,7 @@ from tokenmill.serve.http.deadline import timeout_of
 from tokenmill.serve.http.disconnect import unless_gone
 from tokenmill.serve.http.service import Job, Service, service_of
 from tokenmill.serve.http.sse import EventStream, event
-from tokenmill.serve.openai.collect import Collected, finite, usage_body
+from tokenmill.serve.openai.collect import LEAST_LOGPROB, Collected, answer_ids, finite, usage_body
 from tokenmill.serve.openai.convert import completion_job
 from tokenmill.serve.openai.describe import body_of
 from tokenmill.serve.openai.schema import CompletionRequest
@@ -34,6 +34,7 @@ class Form:
     echo: bool
     logprobs: bool
     include_usage: bool
+    ids: bool
 
 
 @router.post("/v1/completions", summary="Continue a text", openapi_extra=body_of(CompletionRequest))
@@ -43,7 +44,7 @@ async def complete(request: Request) -> Response:
     service.metrics.unknown_fields.inc(unknown)
     job = completion_job(body, service.engine, service.options, timeout_of(request, service.options))
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    form = Form(body.n or 1, bool(body.echo), body.logprobs is not None, include_usage)
+    form = Form(body.n or 1, bool(body.echo), body.logprobs is not None, include_usage, bool(body.return_token_ids))
     if body.stream:
         return EventStream(_events(service, job, form), service.options.limits.ping_s)
     answer = await unless_gone(request.receive, _answer(service, job, form))
@@ -89,6 +90,7 @@ async def _choice(service: Service, choice: Choice, form: Form) -> dict[str, Any
         "text": choice.echo_text + "".join(done.text),
         "logprobs": logprobs,
         "finish_reason": done.finish_reason,
+        **({"prompt_token_ids": list(done.prompt_ids), **answer_ids(done.token_ids)} if form.ids else {}),
     }
 
 
@@ -122,9 +124,9 @@ async def _piece(service: Service, choice: Choice, chunk: Chunk, form: Form) -> 
         text = choice.echo_text + text
         if form.echo and form.logprobs:
             entries = [*await _prompt_logprobs(service, chunk.prompt_ids or (), chunk.prompt_logprobs), *entries]
-    if not text and not entries:
+    if not text and not entries and not (form.ids and chunk.token_ids):
         return None
-    piece: dict[str, Any] = {"index": choice.index, "text": text}
+    piece: dict[str, Any] = {"index": choice.index, "text": text, **(answer_ids(chunk.token_ids) if form.ids else {})}
     if form.logprobs:
         piece["logprobs"] = completion_logprobs(entries, choice.offset)
         choice.offset += sum(len(entry.token) for entry in entries if entry is not None)
@@ -166,11 +168,17 @@ def completion_logprobs(entries: list[TextLogprob | None], offset: int) -> dict[
 
 
 def _alternatives(entry: TextLogprob) -> dict[str, float] | None:
-    """The drawn token among the best ones, as OpenAI has it."""
+    """The drawn token among the best ones, as OpenAI has it.
+
+    Tokens may share a text (a byte and a character, halves of characters). The best of them has the place: readers tell
+    a greedy token by comparing its own probability with the best one here.
+    """
     if entry.logprob != entry.logprob:
         return None
-    best = {top.token: finite(top.logprob) for top in reversed(entry.top)}
-    return best | {entry.token: finite(entry.logprob)}
+    best: dict[str, float] = {}
+    for item in (entry, *entry.top):
+        best[item.token] = max(finite(item.logprob), best.get(item.token, LEAST_LOGPROB))
+    return best
 
 
 def _usage(choices: list[Choice], form: Form) -> dict[str, Any]:

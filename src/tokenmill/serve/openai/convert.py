@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from tokenmill.api.contract import SamplingDefaults, TextEngine, TextLimits
 from tokenmill.errors import RequestError
 from tokenmill.serve.http.options import ServerOptions
 from tokenmill.serve.http.service import Job
 from tokenmill.serve.openai.formats import grammar_of
+from tokenmill.serve.openai.refuse import refuse as _refuse
 from tokenmill.serve.openai.schema import ChatMessage, ChatRequest, CompletionRequest, Generation
+from tokenmill.serve.openai.tools import tools_wish
 from tokenmill.types import Message, Sampling, TextRequest
 
-MAX_TOOL_BYTES = 64 * 1024
-MAX_TOOL_DEPTH = 32
 TEMPLATE_OPTIONS = frozenset({"enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "date_string"})
 
 
@@ -29,14 +27,17 @@ def chat_job(body: ChatRequest, engine: TextEngine, options: ServerOptions, time
     check_common(body, engine, options)
     if body.top_logprobs and not body.logprobs:
         raise _refuse("top_logprobs needs logprobs: true", "top_logprobs")
-    prompt, chat = _chat_prompt(body)
+    prompt, chat = _chat_prompt(body, engine.limits)
+    wish = tools_wish(body)
     request = replace(
         _request("chatcmpl", body, engine, timeout_s),
         prompt=prompt,
         chat=chat,
         logprobs=bool(body.logprobs),
         top_logprobs=body.top_logprobs or 0,
-        tools=_tools(body),
+        tools=wish.tools,
+        tool_choice=wish.choice,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
         template_options=_template_options(body),
     )
     return _job(body, [request], least_tokens=1)
@@ -174,12 +175,14 @@ def _stop_ids(body: Generation, limits: TextLimits) -> tuple[int, ...]:
     return ids
 
 
-def _chat_prompt(body: ChatRequest) -> tuple[str | tuple[Message, ...], bool]:
+def _chat_prompt(body: ChatRequest, limits: TextLimits) -> tuple[str | tuple[Message, ...], bool]:
     """A string goes to the model as it is, without the chat template, as LMDeploy has it."""
     if isinstance(body.messages, str):
         return body.messages, False
-    messages = tuple(plain_message(message) for message in body.messages)
+    messages = tuple(plain_message(message, limits) for message in body.messages)
     if body.do_preprocess is False:
+        if not all(isinstance(message["content"] or "", str) for message in messages):
+            raise _refuse("images need the chat template; leave do_preprocess out", "messages")
         text = "".join(message["content"] or "" for message in messages)
         if not text:
             raise _refuse("the prompt is empty", "messages")
@@ -187,8 +190,8 @@ def _chat_prompt(body: ChatRequest) -> tuple[str | tuple[Message, ...], bool]:
     return messages, True
 
 
-def plain_message(message: ChatMessage) -> Message:
-    plain: Message = {"role": message.role, "content": _text(message)}
+def plain_message(message: ChatMessage, limits: TextLimits) -> Message:
+    plain: Message = {"role": message.role, "content": _content(message, limits)}
     for name in ("name", "reasoning_content", "tool_calls", "tool_call_id"):
         value = getattr(message, name)
         if value is not None:
@@ -196,7 +199,8 @@ def plain_message(message: ChatMessage) -> Message:
     return plain
 
 
-def _text(message: ChatMessage) -> str | None:
+def _content(message: ChatMessage, limits: TextLimits) -> str | list[Message] | None:
+    """Text; a list of parts only where some are images, which api/images.py reads."""
     content = message.content
     if content is None:
         if not message.tool_calls:
@@ -204,47 +208,17 @@ def _text(message: ChatMessage) -> str | None:
         return None
     if isinstance(content, str):
         return content
-    other = next((part.type for part in content if part.type != "text"), None)
-    if other is not None:
-        raise _refuse("only text content parts are supported by this model", "messages")
-    return "\n".join(part.text or "" for part in content)
-
-
-def _tools(body: ChatRequest) -> tuple[Message, ...]:
-    choice = body.tool_choice
-    if choice not in (None, "auto", "none"):
-        raise RequestError(
-            "tool_choice other than auto and none is not supported yet; use auto", 501, param="tool_choice"
-        )
-    if not body.tools or choice == "none":
-        return ()
-    for tool in body.tools:
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict) or not _is_name(function.get("name")):
-            raise _refuse("a tool is {type: function, function: {name, description, parameters}}", "tools")
-        _check_schema(function.get("parameters"))
-    return tuple(body.tools)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 256
-
-
-def _check_schema(schema: Any) -> None:
-    if schema is None:
-        return
-    if not isinstance(schema, dict):
-        raise _refuse("a function's parameters are a JSON schema object", "tools")
-    if len(msgspec.json.encode(schema)) > MAX_TOOL_BYTES:
-        raise _refuse(f"a tool's schema is larger than {MAX_TOOL_BYTES // 1024} KiB", "tools")
-    if _depth(schema) > MAX_TOOL_DEPTH:
-        raise _refuse(f"a tool's schema is nested deeper than {MAX_TOOL_DEPTH} levels", "tools")
-
-
-def _depth(value: Any) -> int:
-    """Nesting of a JSON value; the body reader has bounded it, so recursion is safe."""
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max((_depth(child) for child in children if isinstance(child, dict | list)), default=0)
+    others = {part.type for part in content if part.type != "text"}
+    if not others:
+        return "\n".join(part.text or "" for part in content)
+    if not limits.takes_images or others != {"image_url"}:
+        kinds = "text and image_url" if limits.takes_images else "text"
+        raise _refuse(f"only {kinds} content parts are supported by this model", "messages")
+    return [
+        {"type": "text", "text": part.text or ""} if part.type == "text"
+        else {"type": "image_url", "image_url": part.image_url}
+        for part in content
+    ]
 
 
 def _template_options(body: ChatRequest) -> dict[str, Any]:
@@ -261,7 +235,3 @@ def _template_options(body: ChatRequest) -> dict[str, Any]:
     if body.reasoning_effort is not None:
         options.setdefault("reasoning_effort", body.reasoning_effort)
     return options
-
-
-def _refuse(message: str, param: str) -> RequestError:
-    return RequestError(message, 400, param=param, code="invalid_value")

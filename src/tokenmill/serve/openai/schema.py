@@ -69,6 +69,7 @@ class Generation(Model):
     cache_salt: Name | None = None
     chat_template: str | None = None
     response_format: dict[str, Any] | None = None
+    return_token_ids: bool | None = None
 
 
 def _shape(value: Any) -> str:
@@ -78,6 +79,7 @@ def _shape(value: Any) -> str:
 class ContentPart(Model):
     type: Annotated[str, Field(max_length=64)]
     text: str | None = None
+    image_url: dict[str, Any] | str | None = None
 
 
 Content = Annotated[

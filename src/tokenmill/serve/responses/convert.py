@@ -12,6 +12,7 @@ from tokenmill.serve.http.errors import from_validation
 from tokenmill.serve.openai.schema import ChatRequest
 from tokenmill.serve.responses.schema import STATEFUL, Item, ResponsesRequest
 
+_TOOL_FIELDS = ("name", "description", "parameters", "strict")
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
 
@@ -45,7 +46,7 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     """Theirs lie flat; other kinds than functions run on somebody else's servers."""
     if tool.get("type") != "function":
         raise RequestError("only tools of type function are supported", 400, param="tools")
-    return {"type": "function", "function": {k: tool[k] for k in ("name", "description", "parameters") if k in tool}}
+    return {"type": "function", "function": {k: tool[k] for k in _TOOL_FIELDS if k in tool}}
 
 
 def _messages(body: ResponsesRequest) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from tokenmill.tokenize.template import PieceTemplate
 
 TEMPLATE = PieceTemplate(
     name="chatglm3",
+    start="[gMASK]sop",
     system="<|system|>\n ",
     user="<|user|>\n ",
     assistant="<|assistant|>\n ",

@@ -14,6 +14,8 @@ TEMPLATE = PieceTemplate(
     user="USER: ",
     eoh=" ",
     assistant="ASSISTANT: ",
+    # A token never ends with the blank that the answer's first one begins with.
+    prompt_end="ASSISTANT:",
     eoa="</s>",
     stop_words=("</s>",),
 )

@@ -1,0 +1,213 @@
+"""InternVL2, 2.5 and 3 in the authors' form: InternViT (300M or 6B), pixel shuffle, a projector, a language family.
+
+The 300M tower has LayerNorm and biases on qkv; the 6B one RMSNorm, no such biases, and q and k normed over all heads at
+once. Both say `intern_vit_6b` in their config, so only its keys are read. A tile becomes (side / 2)^2 vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tokenmill.errors import ConfigError
+from tokenmill.layers.linear import Loader
+from tokenmill.layers.vit import TileNorm, Vit, VitArch, VitNames, shuffle_pixels, whole_linear
+from tokenmill.models.contract import VisionSpec
+from tokenmill.models.family import expect_positive
+from tokenmill.models.internlm2 import TINY as INTERNLM2_TINY
+from tokenmill.models.internvl_twin import build_twin
+from tokenmill.models.multimodal import Config, Multimodal
+from tokenmill.vision.tiles import scale_table
+
+NAMES = VitNames(
+    cls="vision_model.embeddings.class_embedding",
+    patch="vision_model.embeddings.patch_embedding",
+    position="vision_model.embeddings.position_embedding",
+    layer="vision_model.encoder.layers.{}.",
+)
+# The authors' code scales by ImageNet's numbers, whatever preprocessor_config.json says.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORM_EPS = 1e-5
+
+TINY: Config = {
+    "architectures": ["InternVLChatModel"],
+    "auto_map": {
+        "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+        "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+        "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
+    },
+    "downsample_ratio": 0.5,
+    "dynamic_image_size": True,
+    "force_image_size": 56,
+    "llm_config": {**INTERNLM2_TINY, "max_position_embeddings": 512, "vocab_size": 553},
+    "max_dynamic_patch": 12,
+    "min_dynamic_patch": 1,
+    "model_type": "internvl_chat",
+    "pad2square": False,
+    "ps_version": "v2",
+    "select_layer": -1,
+    "template": "internlm2-chat",
+    "use_backbone_lora": 0,
+    "use_llm_lora": 0,
+    "use_thumbnail": True,
+    "vision_config": {
+        "architectures": ["InternVisionModel"],
+        "attention_dropout": 0.0,
+        "drop_path_rate": 0.0,
+        "hidden_act": "gelu",
+        "hidden_size": 48,
+        "image_size": 56,
+        "initializer_factor": 0.1,
+        "intermediate_size": 96,
+        "layer_norm_eps": 1e-06,
+        "model_type": "intern_vit_6b",
+        "norm_type": "rms_norm",
+        "num_attention_heads": 3,
+        "num_channels": 3,
+        "num_hidden_layers": 3,
+        "patch_size": 14,
+        "qk_normalization": True,
+        "qkv_bias": False,
+    },
+}
+
+
+def language(config: Config) -> Config:
+    """Every size has its own head, whatever the language model's config says."""
+    return {**config["llm_config"], "tie_word_embeddings": False}
+
+
+def vit_arch(config: Config) -> VitArch:
+    c = config["vision_config"]
+    expect_positive(
+        c, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"
+    )
+    _check(config, c)
+    run = c["num_hidden_layers"] + 1 + int(config.get("select_layer", -1))
+    if not 1 <= run <= c["num_hidden_layers"]:
+        raise ConfigError(f"config.json: select_layer is {config['select_layer']}; it must name a layer from the end")
+    return VitArch(
+        hidden_size=c["hidden_size"],
+        ffn_size=c["intermediate_size"],
+        num_layers=c["num_hidden_layers"],
+        num_heads=c["num_attention_heads"],
+        tile_size=c["image_size"],
+        patch_size=c["patch_size"],
+        norm=c.get("norm_type", "rms_norm"),
+        eps=float(c.get("layer_norm_eps", 1e-6)),
+        qk_norm=bool(c.get("qk_normalization", True)),
+        qkv_bias=bool(c.get("qkv_bias", False)),
+        run_layers=run,
+    )
+
+
+def _check(config: Config, c: Config) -> None:
+    """ConfigError on what is not served."""
+    wanted = {
+        "ps_version": (config.get("ps_version", "v1"), "v2"),
+        "downsample_ratio": (config.get("downsample_ratio", 0.5), 0.5),
+        "force_image_size": (config.get("force_image_size") or c["image_size"], c["image_size"]),
+        "vision_config.hidden_act": (c.get("hidden_act", "gelu"), "gelu"),
+        "vision_config.num_channels": (c.get("num_channels", 3), 3),
+    }
+    for key, (value, served) in wanted.items():
+        if value != served:
+            raise ConfigError(f"config.json: {key} is {value!r}; only {served!r} is served")
+    if c.get("norm_type", "rms_norm") not in ("rms_norm", "layer_norm"):
+        raise ConfigError(f"config.json: norm_type is {c['norm_type']!r}; it must be rms_norm or layer_norm")
+    if c["image_size"] % (2 * c["patch_size"]):
+        raise ConfigError(f"config.json: image_size {c['image_size']} is no multiple of two patches")
+    if c["hidden_size"] % c["num_attention_heads"]:
+        raise ConfigError("config.json: the vision tower's hidden_size is no multiple of num_attention_heads")
+
+
+def vision(config: Config) -> VisionSpec:
+    a = vit_arch(config)
+    tokens = 1 + a.side**2
+    most = int(config.get("max_dynamic_patch", 6)) if config.get("dynamic_image_size") else 1
+    hidden = int(config["llm_config"]["hidden_size"])
+    sizes = [torch.Size(shape).numel() for shape in tensors(config, hidden).values()]
+    return VisionSpec(
+        tile_size=a.tile_size,
+        tile_tokens=a.side**2 // 4,
+        most_tiles=most + (1 if most > 1 else 0),
+        params=sum(sizes),
+        # Pixels as numbers; then residual, norm, qkv and attention's output, or the MLP's width twice.
+        tile_work=3 * a.tile_size**2 * 3 + tokens * (4 * a.hidden_size + max(4 * a.hidden_size, 2 * a.ffn_size)),
+    )
+
+
+class InternVLVision:
+    """`models.contract.Vision`."""
+
+    def __init__(self, loader: Loader, config: Config, hidden_size: int):
+        self.spec = vision(config)
+        self.vit = Vit(loader, vit_arch(config), NAMES)
+        width = 4 * self.vit.arch.hidden_size
+        self.norm = TileNorm(loader, "mlp1.0", width, "layer_norm", NORM_EPS)
+        self.fc1 = whole_linear(loader, "mlp1.1", hidden_size, width)
+        self.fc2 = whole_linear(loader, "mlp1.3", hidden_size, hidden_size)
+        # A value for each channel and byte, laid out so that byte + 256 * channel finds it.
+        self.table = torch.from_numpy(scale_table(MEAN, STD)).reshape(-1).to(loader.device)
+        self.shifts = torch.tensor([0, 256, 512], dtype=torch.int32, device=loader.device)
+
+    @torch.inference_mode()
+    def __call__(self, tiles: Tensor) -> Tensor:
+        pixels = functional.embedding(tiles.to(torch.int32) + self.shifts, self.table[:, None])[..., 0]
+        x_NSD = self.vit(pixels.to(self.vit.dtype))
+        y = self.norm(shuffle_pixels(x_NSD[:, 1:], self.vit.arch.side))
+        z_TD = self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
+        return z_TD.view(len(tiles), self.spec.tile_tokens, -1)
+
+
+def tensors(config: Config, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor of tower and projector as a real folder holds it."""
+    a = vit_arch(config)
+    D, width = a.hidden_size, 4 * a.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        NAMES.cls: (1, 1, D),
+        f"{NAMES.patch}.weight": (D, 3, a.patch_size, a.patch_size),
+        f"{NAMES.patch}.bias": (D,),
+        NAMES.position: (1, 1 + a.side**2, D),
+        "mlp1.0.weight": (width,),
+        "mlp1.0.bias": (width,),
+    }
+    shapes |= _linear("mlp1.1", hidden_size, width) | _linear("mlp1.3", hidden_size, hidden_size)
+    for index in range(a.num_layers):
+        prefix = NAMES.layer.format(index)
+        shapes |= {f"{prefix}{name}": shape for name, shape in _layer_tensors(a).items()}
+    return shapes
+
+
+def _layer_tensors(a: VitArch) -> dict[str, tuple[int, ...]]:
+    D, F = a.hidden_size, a.ffn_size
+    shapes: dict[str, tuple[int, ...]] = {"ls1": (D,), "ls2": (D,)}
+    shapes |= _linear("attn.qkv", 3 * D, D, a.qkv_bias) | _linear("attn.proj", D, D)
+    shapes |= _linear("mlp.fc1", F, D) | _linear("mlp.fc2", D, F)
+    norms = ["norm1", "norm2"]
+    shapes |= {f"{name}.weight": (D,) for name in [*norms, *(("attn.q_norm", "attn.k_norm") if a.qk_norm else ())]}
+    if a.norm == "layer_norm":
+        shapes |= {f"{name}.bias": (D,) for name in norms}
+    return shapes
+
+
+def _linear(name: str, N: int, M: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    weight: dict[str, Any] = {f"{name}.weight": (N, M)}
+    return weight | ({f"{name}.bias": (N,)} if bias else {})
+
+
+MULTIMODAL = Multimodal(
+    name="internvl",
+    architectures=("InternVLChatModel",),
+    prefix="language_model.",
+    language=language,
+    vision=vision,
+    build=InternVLVision,
+    tensors=tensors,
+    twin=build_twin,
+    tiny=TINY,
+    words=("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
+)

@@ -1,0 +1,43 @@
+"""The record of a family that joins a vision tower and a language family: one module-level `MULTIMODAL` per file.
+
+The language model is any served family, by the nested config's architecture; its tensors lie under `prefix`. Everything
+about the tower is the file's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tokenmill.layers.linear import Loader
+from tokenmill.models.contract import Vision, VisionSpec
+
+Config = dict[str, Any]
+# What transformers' twin of the language part is built from: its config, and its tensors by name.
+LanguageTwin = tuple[Config, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Multimodal:
+    """Every callable takes the whole config.json; `hidden_size` is the language model's.
+
+    `language` turns the nested config into the one that is read. `tensors` are the tower's, by name with their shapes.
+    `words`: special
+    tokens that stand for images in text. `twin` is transformers'
+    whole model of a config, the language part's twin, the tower's tensors and the id that images fill: an object with
+    `features(tiles)` and `logits(ids, tiles)`.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    prefix: str
+    language: Callable[[Config], Config]
+    vision: Callable[[Config], VisionSpec]
+    build: Callable[[Loader, Config, int], Vision]
+    tensors: Callable[[Config, int], dict[str, tuple[int, ...]]]
+    twin: Callable[[Config, LanguageTwin, dict[str, Tensor], int], Any]
+    tiny: Config
+    words: tuple[str, ...] = field(default=())

@@ -1,0 +1,137 @@
+"""Processes that decode pictures: each started when first needed, killed when late, and started again.
+
+`WorkerPool.prepare` may be called from several threads; as many pictures are decoded at once as there are workers, the
+others wait for one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenmill import env
+from tokenmill.errors import RequestError
+from tokenmill.vision.decode import refuse
+from tokenmill.vision.tiles import Tiling
+
+WORKERS = 2
+DECODE_LIMIT_S = 20.0
+MEMORY_LIMIT_BYTES = 1536 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A picture cut into tiles, its pixels in a file: uint8 [tiles, size, size, 3]."""
+
+    digest: str
+    tiles: int
+    path: Path
+
+
+class Worker:
+    """One process; `ask` is called by one thread at a time."""
+
+    def __init__(self, limit_s: float, memory_bytes: int) -> None:
+        self._limit_s = limit_s
+        self._memory_bytes = memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, head: dict[str, Any], data: bytes) -> dict[str, Any]:
+        process = self._ready()
+        assert process.stdin is not None and process.stdout is not None
+        text = json.dumps({**head, "bytes": len(data)}).encode()
+        deadline = time.monotonic() + self._limit_s
+        try:
+            _write(process.stdin.fileno(), len(text).to_bytes(4, "big") + text + data, deadline)
+            size = _read(process.stdout.fileno(), 4, deadline)
+            return dict(json.loads(_read(process.stdout.fileno(), int.from_bytes(size, "big"), deadline)))
+        except TimeoutError:
+            self.close()
+            return {"error": f"the image could not be decoded within {self._limit_s:g} s: send a smaller one"}
+        except OSError:
+            self.close()
+            return {"error": "the image ended its decoder: send another file"}
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _ready(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            command = [sys.executable, "-P", "-m", "tokenmill.vision.worker", str(self._memory_bytes)]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env.without_blas_threads()
+            )
+        return self._process
+
+
+class WorkerPool:
+    """`limit_s` is a picture's time once it has a worker."""
+
+    def __init__(
+        self, workers: int = WORKERS, limit_s: float = DECODE_LIMIT_S, memory_bytes: int = MEMORY_LIMIT_BYTES
+    ) -> None:
+        self._all = [Worker(limit_s, memory_bytes) for _ in range(workers)]
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._all:
+            self._idle.put(worker)
+
+    def prepare(self, data: bytes, said: str, tiling: Tiling, path: Path) -> Cut:
+        """Pixels in a new file at `path`. Raises RequestError (400) where the bytes are no picture we take."""
+        head = {
+            "said": said, "size": tiling.size, "min_tiles": tiling.min_tiles, "max_tiles": tiling.max_tiles,
+            "thumbnail": tiling.thumbnail, "path": str(path),
+        }  # fmt: skip
+        worker = self._idle.get()
+        try:
+            reply = worker.ask(head, data)
+        finally:
+            self._idle.put(worker)
+        if "error" in reply:
+            path.unlink(missing_ok=True)
+            if "status" in reply:
+                raise RequestError(str(reply["error"]), int(reply["status"]), param="image_url")
+            raise refuse(str(reply["error"]))
+        return Cut(str(reply["digest"]), int(reply["tiles"]), path)
+
+    def close(self) -> None:
+        for worker in self._all:
+            worker.close()
+
+
+def _write(fd: int, data: bytes, deadline: float) -> None:
+    view = memoryview(data)
+    while view:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([], [fd], [], left)[1]:
+            raise TimeoutError
+        # No more than a pipe takes at once after select says so, lest the write block past the deadline.
+        view = view[os.write(fd, view[: select.PIPE_BUF]) :]
+
+
+def _read(fd: int, size: int, deadline: float) -> bytes:
+    got = bytearray()
+    while len(got) < size:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            raise TimeoutError
+        piece = os.read(fd, size - len(got))
+        if not piece:
+            raise BrokenPipeError
+        got += piece
+    return bytes(got)

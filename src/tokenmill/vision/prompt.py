@@ -1,0 +1,129 @@
+"""Pictures in a conversation and in its token ids: image parts out of messages, placeholders into the prompt.
+
+An image part becomes `words.start + words.context + words.end` in the text; in the ids, each `context` becomes one
+token per vector of its picture, and a `MediaRef` says which picture fills them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenmill.errors import RequestError
+from tokenmill.types import MediaRef, Message
+from tokenmill.vision.decode import refuse
+from tokenmill.vision.tiles import Tiling
+
+MOST_IMAGES = 16
+IMAGE_PARTS = ("image_url", "image", "input_image")
+# OpenAI's `detail` as LMDeploy reads it.
+DETAIL = {"low": 6, "medium": 12, "high": 24}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageWords:
+    """What stands for a picture in the text, and the id whose copies its vectors replace."""
+
+    start: str
+    context: str
+    end: str
+    context_id: int
+
+    @property
+    def text(self) -> str:
+        return self.start + self.context + self.end
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A picture as a message holds it: a URL or the file's bytes; `max_tiles` where the part limits them."""
+
+    source: str | bytes
+    max_tiles: int | None = None
+
+    def tiling(self, own: Tiling) -> Tiling:
+        if self.max_tiles is None:
+            return own
+        return replace(own, max_tiles=self.max_tiles, min_tiles=min(own.min_tiles, self.max_tiles))
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A prepared picture: the digest and file of its pixels, and how many vectors it becomes."""
+
+    digest: str
+    path: Path
+    num_tokens: int
+
+
+def has_images(messages: Sequence[Message]) -> bool:
+    return any(_is_image(part) for message in messages for part in _parts(message))
+
+
+def take_images(messages: Sequence[Message], words: ImageWords) -> tuple[list[Message], list[ImagePart]]:
+    """The messages with text in place of their pictures, and the pictures in order. Raises RequestError (400)."""
+    found: list[ImagePart] = []
+    plain = [_without_images(message, words, found) for message in messages]
+    if len(found) > MOST_IMAGES:
+        raise refuse(f"the conversation holds {len(found)} images; at most {MOST_IMAGES} are taken")
+    return plain, found
+
+
+def expand(ids: Sequence[int], words: ImageWords, images: Sequence[Placed]) -> tuple[tuple[int, ...], list[MediaRef]]:
+    """Ids in which each picture has its room. Raises RequestError where text holds the placeholder itself."""
+    if (count := sum(token == words.context_id for token in ids)) != len(images):
+        raise RequestError(
+            f"the prompt has {count} image placeholders and {len(images)} images: {words.context} may not stand in "
+            "text", param="messages",
+        )  # fmt: skip
+    out: list[int] = []
+    media: list[MediaRef] = []
+    for token in ids:
+        if token != words.context_id:
+            out.append(token)
+            continue
+        image = images[len(media)]
+        media.append(MediaRef(image.digest, len(out), image.num_tokens, str(image.path)))
+        out += [token] * image.num_tokens
+    return tuple(out), media
+
+
+def _parts(message: Message) -> Sequence[Any]:
+    content = message.get("content") if isinstance(message, dict) else None
+    return content if isinstance(content, list | tuple) else ()
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in IMAGE_PARTS
+
+
+def _without_images(message: Message, words: ImageWords, found: list[ImagePart]) -> Message:
+    parts = _parts(message)
+    if not any(_is_image(part) for part in parts):
+        return message
+    if message.get("role") == "system":
+        raise refuse("a system message holds text only")
+    texts = []
+    for part in parts:
+        if _is_image(part):
+            found.append(image_part(part))
+            part = {"type": "text", "text": words.text}
+        texts.append(part)
+    return {**message, "content": texts}
+
+
+def image_part(part: Message) -> ImagePart:
+    """One image part of a message: OpenAI's `image_url` (an object or the URL itself), or bytes under `image`."""
+    value = part.get("image_url", part.get("image"))
+    details = value if isinstance(value, dict) else part
+    source = value.get("url") if isinstance(value, dict) else value
+    if not isinstance(source, str | bytes) or not source:
+        raise refuse("an image part has no url; send {\"type\": \"image_url\", \"image_url\": {\"url\": ...}}")
+    tiles = details.get("max_dynamic_patch")
+    if tiles is None:
+        tiles = DETAIL.get(str(details.get("detail")))
+    if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or not 1 <= tiles <= 24):
+        raise refuse("max_dynamic_patch must be a whole number from 1 to 24")
+    return ImagePart(source, tiles)
