@@ -5,6 +5,7 @@
 
     facts      the GPU, versions, and its ceilings measured now
     cases      every op x backend x case, sharded over processes: which fail, and the worst of each op
+    models     whole tiny models in fp32, every block fused that can be, against the same with plain torch
     warm       compiles what `tiles` will time, sharded over processes
     layers     a whole decode layer, W4 and fp16, against its floor; plain torch beside it
     products   linears as bound, beside torch's fp16 product
@@ -28,8 +29,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
-LIMITS = {"facts": 40, "cases": 110, "warm": 60, "layers": 70, "products": 60, "attention": 70, "tiles": 110}
-SHARDS = {"cases": 10, "warm": 12}
+LIMITS = {
+    "facts": 40, "cases": 110, "models": 60, "warm": 60, "layers": 70, "products": 60, "attention": 70, "tiles": 110,
+}  # fmt: skip
+SHARDS = {"cases": 10, "models": 3, "warm": 12}
+FAMILIES = ("llama", "qwen3", "baichuan")
 BACKENDS = ("reference", "triton")
 # Rows of weights that a kernel is compiled with are no part of it; few of them make the compiling runs quick.
 WARM_ROWS = 1024
@@ -128,6 +132,12 @@ def one_case(op: str, backend: str, case: Any) -> float | str:
         return f"{type(failure).__name__}: {failure}"[:300]
 
 
+def models(args: argparse.Namespace) -> None:
+    from tests.support import whole
+
+    whole.main([FAMILIES[args.shard]])
+
+
 def poison() -> None:
     """NaN in what the allocator will hand out next, so that a place nobody wrote shows."""
     import torch
@@ -171,7 +181,7 @@ def timed(args: argparse.Namespace) -> None:
 
 
 TIMED = ("layers", "products", "attention", "tiles")
-CHILDREN = {"facts": facts, "cases": cases, "warm": warm, **dict.fromkeys(TIMED, timed)}
+CHILDREN = {"facts": facts, "cases": cases, "models": models, "warm": warm, **dict.fromkeys(TIMED, timed)}
 
 
 # ---------------------------------------------------------------- what it says at the end

@@ -15,8 +15,9 @@ import transformers as hf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenmill.engine.contract import SlotInit
+from tokenmill.kernels.reference.cutoffs import cutoffs
 from tokenmill.runner import noise
-from tokenmill.runner.sampler import RowSampling, apply_masks, finite_rows, raw_logprobs, sample
+from tokenmill.runner.sampler import Cutoffs, RowSampling, apply_masks, finite_rows, raw_logprobs, sample
 from tokenmill.runner.slots import SlotTables, Stage, TableSizes, pack_changes, stages_of
 from tokenmill.types import Sampling
 
@@ -29,6 +30,7 @@ class Case:
     outputs: list[list[int]]
     vocab: int
     positions: list[int] = field(default_factory=list)
+    cutoffs: Cutoffs | None = None
 
     @staticmethod
     def of(samplings: list[Sampling], vocab: int, seed: int = 0, **more: object) -> Case:
@@ -58,7 +60,7 @@ class Case:
             stages |= stages_of(self.inits[row])
         positions = torch.tensor([self.positions[row] for row in rows])
         state = RowSampling.of(tables, torch.tensor(rows), positions, stages)
-        return sample(logits[rows].clone(), state, stages, self.candidates(rows)).tolist()
+        return sample(logits[rows].clone(), state, stages, self.candidates(rows), self.cutoffs).tolist()
 
     def candidates(self, rows: list[int]) -> int:
         """The largest top-k where every row that top-p cuts has one."""
@@ -265,3 +267,12 @@ def test_rows_with_nan_or_infinity_are_seen():
     logits = logits_of(4, 300, 1e4)
     logits[1, 7], logits[2, 299] = torch.nan, torch.inf
     assert finite_rows(logits).tolist() == [1, 0, 0, 1]
+
+
+def test_tokens_by_a_backends_cutoffs_are_those_of_transformers():
+    """The op's thresholds in place of the sampler's own, for rows that differ in everything."""
+    vocab = 300
+    case = Case.of(all_kinds(60, vocab), vocab)
+    case.cutoffs = cutoffs
+    logits = logits_of(60, vocab, 3.0)
+    assert case.sample(logits) == [case.expected(logits, row) for row in range(60)]

@@ -89,6 +89,7 @@ class Primitives:
     rope(x_THK, cos_TK, sin_TK) -> THK: half rotation (pairs i, i + K / 2), in fp32, cast back.
     silu_mul(gate_up_T2F) -> TF: silu of the first half times the second.
     kv_write(pages, k_TGK, v_TGK, writes_T) -> None.
+    cutoffs(x_RV fp32, top_k_R int32, top_p_R, min_p_R fp32) -> fp32 [R]: the least value that lives; -inf: all do.
     route(logits_TE, choice_bias_E | None, routing) -> weights_Tk fp32, experts_Tk int64.
     """
 
@@ -99,6 +100,7 @@ class Primitives:
     attention: Attention
     prepare_linear: PrepareLinear
     prepare_experts: PrepareExperts
+    cutoffs: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     route: Callable[[Tensor, Tensor | None, Routing], tuple[Tensor, Tensor]]
 
 

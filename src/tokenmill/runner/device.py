@@ -28,7 +28,7 @@ from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
 from tokenmill.runner.graphs import DecodeGraphs
 from tokenmill.runner.inputs import Geometry, Limits, Staged, decode_rows, mixed_rows, stage, unpack
 from tokenmill.runner.lanes import Lane
-from tokenmill.runner.sampler import RowSampling, apply_masks, finite_rows, sample
+from tokenmill.runner.sampler import Cutoffs, RowSampling, apply_masks, finite_rows, sample
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, TableSizes
 
 
@@ -63,6 +63,7 @@ class DeviceSteps:
         self.tables = SlotTables(table_sizes(capacity), device)
         self.geometry = geometry(model, capacity)
         self.graphs: DecodeGraphs | None = None
+        self.cutoffs = own_cutoffs(model)
         self._failed: BaseException | None = None
         self.layers = tuple(group.layers for group in model.spec.groups)
 
@@ -141,7 +142,7 @@ class DeviceSteps:
         if masks is not None:
             apply_masks(logits, *masks)
         rows = RowSampling.of(self.tables, done.slots_N, done.positions_N, work.stages)
-        tokens = sample(logits, rows, work.stages, work.num_candidates)
+        tokens = sample(logits, rows, work.stages, work.num_candidates, self.cutoffs)
         self.tables.drew(done.slots_N, tokens, bool(work.stages & Stage.PENALTY))
         if raw is not None and wanting is not None:
             add_logprobs(done.extras, work, raw, tokens[wanting])
@@ -255,3 +256,9 @@ def table_sizes(capacity: Capacity) -> TableSizes:
 
 def geometry(model: Model, capacity: Capacity) -> Geometry:
     return Geometry(tuple(group.block_tokens for group in capacity.groups), model.rope, model.logn)
+
+
+def own_cutoffs(model: Model) -> Cutoffs | None:
+    """The backend's thresholds of top-k, top-p and min-p; None where it has none and the sampler knows better ones."""
+    ops = getattr(model, "ops", None)
+    return None if ops is None or ops.backends["cutoffs"] == "reference" else ops.primitives.cutoffs

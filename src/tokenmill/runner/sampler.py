@@ -14,6 +14,7 @@ Shapes: R rows, V vocab, W entries of a per-row list, C candidates.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,13 +57,26 @@ class RowSampling:
         return rows
 
 
-def sample(logits_RV: Tensor, rows: RowSampling, stages: Stage, num_candidates: int = 0) -> Tensor:
-    """Tokens int64 [R]. logits fp32, overwritten. `num_candidates`: no row's top-k is larger (0: some row has none)."""
+# (x_RV, top_k_R, top_p_R, min_p_R) -> the least value of each row that survives: the op of `kernels/ops.py`.
+Cutoffs = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def sample(
+    logits_RV: Tensor, rows: RowSampling, stages: Stage, num_candidates: int = 0, cutoffs: Cutoffs | None = None
+) -> Tensor:
+    """Tokens int64 [R]. logits fp32, overwritten. `num_candidates`: no row's top-k is larger (0: some row has none).
+
+    `cutoffs`: a backend's own way to the thresholds; None: torch's, here.
+    """
     x = adjust(logits_RV, rows, stages)
     if not stages & Stage.DRAW:
         return x.argmax(-1)
     x /= rows.params_f[:, slots.F_TEMPERATURE, None]
-    cut_R = _cutoffs(x, rows, stages, num_candidates)
+    if cutoffs is not None and stages & (Stage.TOP_K | Stage.TOP_P | Stage.MIN_P):
+        top_p_R, min_p_R = rows.params_f[:, slots.F_TOP_P], rows.params_f[:, slots.F_MIN_P]
+        cut_R: Tensor | None = cutoffs(x, rows.params_i[:, slots.I_TOP_K], top_p_R, min_p_R)
+    else:
+        cut_R = _cutoffs(x, rows, stages, num_candidates)
     if cut_R is not None:
         x.masked_fill_(x < cut_R[:, None], -math.inf)
     draws = (rows.params_i[:, slots.I_TOP_K] != 1).float()

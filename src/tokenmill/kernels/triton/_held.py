@@ -75,14 +75,16 @@ class Tiling:
 
 def hold(weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Held | str:
     """The weight in kernel order, or why not."""
-    if weight_axes(weight) != 2:
-        return "weights with an expert axis"
     makers: dict[type, Callable[..., Held | str]] = {
         Dense: _dense, IntGroup: _int_group, Int8Channel: _channel, Fp8Tensor: _channel, Fp8Channel: _channel,
         Fp8Block: _fp8_block,
     }  # fmt: skip
     maker = makers.get(type(weight))
-    held = f"{type(weight).__name__} weights" if maker is None else maker(weight, dtype)
+    if maker is None:
+        return f"{type(weight).__name__} weights"
+    if weight_axes(weight) != 2:
+        return "weights with an expert axis"
+    held = maker(weight, dtype)
     if isinstance(held, Held) and bias is not None:
         held.bias_N = bias.to(held.w.device, dtype if held.kind == _matmul.DENSE else torch.float32).contiguous()
     return held

@@ -33,7 +33,8 @@ def early_launch(early: int) -> dict[str, Any]:
 def _linear(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_ptr, counters_ptr, bias_ptr, residual_ptr,
             out_ptr, squares_ptr, T, N, M, stride, eps, KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr,
             GROUP: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-            EVEN: tl.constexpr, FOLD: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+            EVEN: tl.constexpr, FOLD: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr,
+            BLOCK_N: tl.constexpr,
             BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
     row_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     token_T = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -61,7 +62,8 @@ def _linear(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_ptr
 def _gated(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_ptr, counters_ptr, bias_ptr, out_ptr, T, F,
            M, stride, eps, KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr, GROUP: tl.constexpr,
            BIAS: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, EVEN: tl.constexpr,
-           FOLD: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+           FOLD: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+            BLOCK_T: tl.constexpr,
            BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr):
     """A tile is BLOCK_N / 2 rows of gate and the same rows of up."""
     HALF: tl.constexpr = BLOCK_N // 2
@@ -122,8 +124,9 @@ class Product:
             "KIND": held.kind, "SIGN": held.sign, "ZEROS": held.has_zeros, "GROUP": held.group,
             "BIAS": BIAS[held.dtype], "NORM": self.normed is not None, "PARTS": parts,
             "BLOCK_P": triton.next_power_of_2(parts), "EVEN": held.even, "FOLD": cut.fold,
-            "ASM": cut.asm and not INTERPRETED and held.dtype != torch.float32, "EARLY": cut.early, "SPLITS": cut.splits,
-            "BLOCK_N": cut.block_n, "BLOCK_T": cut.block_t, "BLOCK_K": 128, "HAS_BIAS": held.bias_N is not None,
+            "ASM": cut.asm and not INTERPRETED and held.dtype != torch.float32, "EARLY": cut.early,
+            "SPLITS": cut.splits, "BLOCK_N": cut.block_n, "BLOCK_T": cut.block_t, "BLOCK_K": 128,
+            "HAS_BIAS": held.bias_N is not None,
             "num_warps": cut.warps, "num_stages": cut.stages, **early_launch(cut.early),
         }  # fmt: skip
 

@@ -123,8 +123,8 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
             num_rows, T, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, S: tl.constexpr, KIND: tl.constexpr,
             ROTATE: tl.constexpr, CHUNKS: tl.constexpr, MIXED: tl.constexpr, STEPS: tl.constexpr,
             WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr, ASM: tl.constexpr,
-            EARLY: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_Q: tl.constexpr,
-            BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
+            EARLY: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_G: tl.constexpr,
+            BLOCK_Q: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
     """CHUNKS: tiles of rows longer than one token, else single tokens (MIXED: only of rows of one)."""
     HALF: tl.constexpr = K // 2
     if EARLY:

@@ -106,7 +106,8 @@ def _project(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_pt
              sin_ptr, logn_ptr, writes_ptr, q_norm_ptr, k_norm_ptr, q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr,
              q_eps, k_eps, M, stride, eps, KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr,
              GROUP: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
-             EVEN: tl.constexpr, FOLD: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
+             EVEN: tl.constexpr, FOLD: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr,
+            BLOCK_N: tl.constexpr,
              BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
              HALF: tl.constexpr, CACHE: tl.constexpr, ROTATE: tl.constexpr, Q_NORM: tl.constexpr,
              K_NORM: tl.constexpr, LOGN: tl.constexpr):
