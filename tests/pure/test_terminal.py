@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -147,3 +148,23 @@ def test_a_turn_s_own_part_of_the_prompt(rendered: str, first: str, later: str) 
     ends = {"<|U": "<eoa>\n", "<|i": "<|im_end|>\n", "[IN": ""}
     assert new_part(rendered.format(""), TURNS[:1]) == first
     assert new_part(rendered.format("a1") + ends[rendered[:3]] + later, TURNS) == later
+
+
+def test_images_go_with_the_next_question(tmp_path: Path) -> None:
+    talk = Conversation()
+    picture = tmp_path / "a b.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\nrest")
+    assert run_command(talk, f"/image {picture}") == ["1 image with your next message"]
+    assert run_command(talk, "/image https://example.com/b.jpg") == ["2 images with your next message"]
+    (tmp_path / "c.png").write_bytes(b"text")
+    cases = {"/image": "PATH", "/image nowhere.png": "cannot be read", f"/image {tmp_path}/c.png": "no image"}
+    for line, words in cases.items():
+        assert words in run_command(talk, line)[0]
+    talk.say("what?")
+    first, second, text = talk.turns[0]["content"]
+    assert first["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    assert second["image_url"]["url"] == "https://example.com/b.jpg" and text == {"type": "text", "text": "what?"}
+    assert run_command(talk, "/show") == ["user: [image] [image] what?"]
+    talk.say("and now?")
+    assert talk.turns[1]["content"] == "and now?" and talk.take_back() == "and now?"
+    assert talk.take_back() == "[image] [image] what?"

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tokenmill.errors import RequestError
+from tokenmill.vision.local import MOST_BYTES
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MOST_SIDE = 16_384
 MOST_PIXELS = 64_000_000
-MOST_BYTES = 20 << 20
 # How a data URL or a file's name may call each format.
 SPELLINGS = {
     "png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "jpe": "JPEG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP",

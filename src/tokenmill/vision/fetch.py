@@ -20,7 +20,8 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tokenmill.errors import RequestError
-from tokenmill.vision.decode import MOST_BYTES, SPELLINGS, refuse
+from tokenmill.vision.decode import SPELLINGS, refuse
+from tokenmill.vision.local import MOST_BYTES
 
 FETCH_LIMIT_S = 10.0
 MOST_REDIRECTS = 3

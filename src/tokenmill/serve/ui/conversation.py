@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenmill.errors import RequestError, TokenmillError
+from tokenmill.vision.local import as_data_url
 
 Message = dict[str, Any]
 
@@ -62,18 +63,22 @@ class Talk(Protocol):
 
 @dataclass
 class Conversation:
-    """What has been said. `system` is kept over a reset."""
+    """What has been said. `system` is kept over a reset; `images` go with the next question."""
 
     system: str = ""
     settings: Settings = Settings()
     turns: list[Message] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
 
     def messages(self) -> tuple[Message, ...]:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return (*first, *self.turns)
 
     def say(self, text: str) -> None:
-        self.turns.append({"role": "user", "content": text})
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in self.images]
+        content = [*pictures, {"type": "text", "text": text}] if pictures else text
+        self.images = []
+        self.turns.append({"role": "user", "content": content})
 
     def answered(self, text: str) -> None:
         self.turns.append({"role": "assistant", "content": text})
@@ -83,8 +88,16 @@ class Conversation:
         while self.turns:
             turn = self.turns.pop()
             if turn["role"] == "user":
-                return str(turn["content"])
+                return words_of(turn)
         return None
+
+
+def words_of(message: Message) -> str:
+    """A message's text; `[image]` stands for each picture."""
+    content = message["content"]
+    if not isinstance(content, list):
+        return str(content)
+    return " ".join(str(part["text"]) if part.get("type") == "text" else "[image]" for part in content)
 
 
 def parse_setting(name: str, text: str) -> int | float | None:
@@ -125,8 +138,17 @@ def _system(talk: Conversation, rest: str) -> list[str]:
     return ["the system message is set; the conversation starts afresh" if rest else "no system message"]
 
 
+def _image(talk: Conversation, rest: str) -> list[str]:
+    """A file is read now and sent as it is; the server fetches URLs, where it may."""
+    if not rest:
+        raise RequestError("write /image PATH or /image URL")
+    talk.images.append(rest if rest.startswith(("http://", "https://", "data:")) else as_data_url(rest))
+    return [f"{len(talk.images)} image{'s' if len(talk.images) > 1 else ''} with your next message"]
+
+
 def _reset(talk: Conversation, _: str) -> list[str]:
     talk.turns.clear()
+    talk.images.clear()
     return ["the conversation starts afresh"]
 
 
@@ -163,12 +185,13 @@ def _load(talk: Conversation, rest: str) -> list[str]:
 
 
 def _show(talk: Conversation, _: str) -> list[str]:
-    return [f"{m['role']}: {m['content']}" for m in talk.messages()] or ["nothing has been said"]
+    return [f"{m['role']}: {words_of(m)}" for m in talk.messages()] or ["nothing has been said"]
 
 
 Command = Callable[[Conversation, str], list[str]]
 COMMANDS: dict[str, tuple[Command, str, str]] = {
     "help": (_help, "", "this list"),
+    "image": (_image, "PATH|URL", "show the model a picture with your next message"),
     "system": (_system, "TEXT", "set the system message (without text: none)"),
     "reset": (_reset, "", "forget the conversation"),
     "set": (_set, "NAME VALUE", "change a setting; without a name: show them"),
