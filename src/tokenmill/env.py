@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 _TRUE = ("1", "true", "yes", "on")
@@ -80,6 +81,11 @@ def cuda_home() -> str | None:
 def api_keys() -> tuple[str, ...]:
     """Keys given by environment, comma separated, so that they stand in no process listing."""
     return tuple(key.strip() for key in os.environ.get("TOKENMILL_API_KEYS", "").split(",") if key.strip())
+
+
+def with_api_keys(keys: Sequence[str]) -> dict[str, str]:
+    """The environment of a server we start, with its keys."""
+    return {**os.environ, **({"TOKENMILL_API_KEYS": ",".join(keys)} if keys else {})}
 
 
 def keep_gloo_local() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +15,12 @@ import pytest
 import tokenmill
 from tokenmill import env
 from tokenmill.api import hub
-from tokenmill.api.build import open_text_engine, sampling_defaults
+from tokenmill.api.build import open_text_engine, open_text_side, sampling_defaults
 from tokenmill.api.templates import template_choice
 from tokenmill.config import EngineConfig, KernelConfig, ModelConfig
 from tokenmill.errors import ConfigError, FormatError, RequestError, TokenmillError
 from tokenmill.models.tiny import make_tiny
+from tokenmill.tokenize.choose import TemplateChoice
 from tokenmill.tokenize.folder import TextFolder
 from tokenmill.types import Finish, GrammarSpec, Sampling, TextRequest
 
@@ -175,6 +178,35 @@ def test_modelscope_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "modelscope", None)
     with pytest.raises(ConfigError, match="modelscope is not installed"):
         hub.resolve_model("org/name")
+
+
+def test_modelscope_gets_the_name_and_data_files_only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    asked: list[Any] = []
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        return str(folder)
+
+    monkeypatch.setenv("LMDEPLOY_USE_MODELSCOPE", "True")
+    monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=snapshot_download))
+    assert hub.resolve_model("org/name@v2", download_dir="cache") == folder
+    [(name, options)] = asked
+    assert (name, options["revision"], options["cache_dir"]) == ("org/name", "v2", "cache")
+    assert not any(pattern.endswith((".py", "*")) for pattern in options["allow_patterns"])
+
+
+def test_a_hub_name_decides_the_template_of_a_folder_without_one(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--internlm--internlm-chat-7b" / "snapshots" / ("0" * 40)
+    make_tiny("llama", snapshot)
+    file = snapshot / "tokenizer_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in said.items() if key != "chat_template"}))
+    (tmp_path / "models--internlm--internlm-chat-7b" / "refs").mkdir()
+    (tmp_path / "models--internlm--internlm-chat-7b" / "refs" / "main").write_text("0" * 40)
+    wish = EngineConfig(model=ModelConfig("internlm/internlm-chat-7b", download_dir=str(tmp_path)))
+    assert open_text_side(wish, TemplateChoice(), None, None)[1].template.name == "internlm"
+    # What it is served as goes first: `--model-name qwen-7b`, or the model_name of a config.ini.
+    assert open_text_side(wish, TemplateChoice(), None, None, ("qwen-7b",))[1].template.name == "qwen"
 
 
 async def test_refused_before_weights_are_read(folder: Path, tmp_path: Path) -> None:

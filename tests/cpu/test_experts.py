@@ -14,7 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from tokenmill.errors import FormatError
 from tokenmill.kernels.cases.prepare_linear import mxfp4
-from tokenmill.kernels.reference.prepare_experts import ExpertLinears
+from tokenmill.kernels.reference.prepare_experts import prepare_experts
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.parity import LIMIT
 from tokenmill.models.solo import Solo
@@ -62,7 +62,7 @@ def test_rows_beside_each_other_are_as_alone(family, tmp_path):
 
 def test_experts_of_a_captured_step_are_those_of_an_eager_one():
     counts = (3, 0, 29, 1)
-    linears = ExpertLinears(tuple(mxfp4(64, 64) for _ in counts), (None, None, torch.ones(64), None), torch.float32)
+    linears = prepare_experts(tuple(mxfp4(64, 64) for _ in counts), (None, None, torch.ones(64), None), torch.float32)
     x_PM, ends_E = torch.randn(33, 64, generator=torch.Generator().manual_seed(1)), torch.tensor([*accumulate(counts)])
     torch.testing.assert_close(linears._all_rows(x_PM, ends_E), linears(x_PM, ends_E), rtol=1e-5, atol=1e-5)
 

@@ -20,7 +20,7 @@ from tokenmill.models.solo import Solo
 from tokenmill.models.spec import families, find_family, read_arch, read_config, read_spec
 from tokenmill.models.tiny import make_tiny
 from tokenmill.models.twin import build_twin, load_twin, plain_tensors
-from tokenmill.quant.block import block_facts
+from tokenmill.quant.block import block_facts, read_block
 from tokenmill.types import Request, Sampling, Stop, Want
 from tokenmill.weights.source import open_source
 
@@ -61,7 +61,8 @@ def test_every_published_architecture_finds_its_family() -> None:
         "DeepseekV2ForCausalLM": "deepseek_v2", "DeepseekV3ForCausalLM": "deepseek_v3",
         "GemmaForCausalLM": "gemma", "Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3",
         "GptOssForCausalLM": "gpt_oss", "InternLM2ForRewardModel": "internlm2_reward",
-        "Qwen2ForRewardModel": "qwen2_reward",
+        "Qwen2ForRewardModel": "qwen2_reward", "GlmForCausalLM": "glm", "Glm4ForCausalLM": "glm4",
+        "ChatGLMModel": "chatglm", "ChatGLMForConditionalGeneration": "chatglm",
     }  # fmt: skip
     assert {name: find_family({"architectures": [name]}).name for name in wanted} == wanted
 
@@ -151,7 +152,20 @@ async def test_a_reward_model_scores_through_the_engine_and_writes_nothing(famil
         assert score == pytest.approx(float(twin(torch.tensor([ids])).logits.detach()), abs=1e-3)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])
+@pytest.mark.parametrize("family", ["glm", "chatglm"])
+def test_calibration_turns_heads_as_the_model_does(family: str, tmp_path: Path) -> None:
+    folder = make_tiny(family, tmp_path / family)
+    record, arch = read_arch(folder)
+    facts, source, ids_T = block_facts(record, arch), open_source(folder), random_ids(40)
+    x_SD = source.tensor(f"{record.names.embedding}.weight")[ids_T]
+    for index in range(arch.num_layers):
+        x_SD = read_block(facts, source, index).run(x_SD)
+    model = build_model(folder)
+    theirs = dict(model.stages(ids_T, Solo(model, 40).rows(40), Solo(model, 40).caches))[f"layer {index} mlp"]
+    assert float((x_SD - theirs).abs().max()) < LIMIT * 10
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2", "gemma2", "glm4"])
 def test_calibration_refuses_layers_that_it_cannot_run(family: str) -> None:
     record, arch = read_arch(families()[family].tiny)
     with pytest.raises(ConfigError, match=f"not the layers of {family}"):

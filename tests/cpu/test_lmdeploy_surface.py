@@ -302,3 +302,28 @@ def test_load_image(tmp_path: Path) -> None:
         with pytest.raises(FormatError):
             load_image(wrong)
     assert IMAGE_TOKEN == "<IMAGE_TOKEN>"
+
+
+def test_pairs_of_text_and_images(tmp_path: Path) -> None:
+    """(text, image), (image, text) and (text, [images]) are the same message, and answer as it does."""
+    from tests.support.pictures import picture
+
+    from tokenmill.api.prompts import sort_prompts
+
+    image = picture(60, 40, 1)
+    file = tmp_path / "i.png"
+    image.save(file)
+    made = make_tiny("internvl", tmp_path / "vl")
+    config = GenerationConfig(max_new_tokens=3, ignore_eos=True)
+    with tokenmill.pipeline(str(made), PytorchEngineConfig(dtype="float32", device_type="cpu")) as pipe:
+        parts = [{"type": "image", "image": file.read_bytes()}, {"type": "text", "text": "what?"}]
+        expected = pipe([{"role": "user", "content": parts}], config)
+        assert expected.finish_reason == "length", expected
+        forms = [("what?", image), (image, "what?"), ("what?", [image]), ("what?", str(file))]
+        assert pipe(forms[0], config).token_ids == expected.token_ids
+        assert [a.token_ids for a in pipe(forms[1:], config)] == [expected.token_ids] * 3
+    url = sort_prompts(("x", "https://host/i.png")).items[0][0]["content"][0]  # type: ignore[index]
+    assert url == {"type": "image_url", "image_url": {"url": "https://host/i.png"}}
+    for wrong in ((image, image), ("x", 5), ("x", image, image)):
+        with pytest.raises(ConfigError):
+            sort_prompts(wrong)

@@ -124,6 +124,17 @@ def test_quantized_experts_compute_what_their_dense_twins_do(tmp_path, name):
     assert type(expert.weight) is not Dense
 
 
+def test_rows_in_another_order_keep_their_codes_where_each_has_its_own_scales(tmp_path, caplog):
+    """GLM's heads are reordered when read: integer codes as they are, FP8 blocks as plain numbers with a warning."""
+    held = {}
+    for name in ("awq", "int8-channel", "fp8-block"):
+        folder = WAYS[name].folder(tmp_path / name, "glm")
+        assert check_parity(folder, Probe(tokens=40)).ok
+        held[name] = "held as plain numbers" in caplog.text
+        caplog.clear()
+    assert held == {"awq": False, "int8-channel": False, "fp8-block": True}
+
+
 def test_fp8_blocks_of_deepseek_v3(tmp_path):
     """Its own disk form: blocks of 128 x 128, partial at edges; what expands the latent is held plain."""
     folder = WAYS["fp8-block"].folder(tmp_path, "deepseek_v3", moe_intermediate_size=128)

@@ -98,3 +98,26 @@ def test_two_files(folder: Path, tmp_path: Path) -> None:
         (tmp_path / f"{name}.tiktoken").write_bytes((folder / "qwen.tiktoken").read_bytes())
     with pytest.raises(FormatError, match="2 tiktoken files"):
         load_tokenizer(tmp_path)
+
+
+def test_another_familys_ranks_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "kimi.tiktoken").write_bytes((folder / "qwen.tiktoken").read_bytes())
+    with pytest.raises(FormatError, match="no Qwen vocabulary"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_qwen_folder_answers(folder: Path, tmp_path: Path) -> None:
+    """A first-generation Qwen folder: no tokenizer.json, no template of its own, no special tokens in its files."""
+    import tokenmill
+    from tokenmill.models.tiny import Tiny, write_tiny
+
+    path = write_tiny(tmp_path / "Qwen-7B-Chat", Tiny("qwen", tokenizer=False, overrides={"vocab_size": 1024}))
+    for name in ("qwen.tiktoken", "tokenizer_config.json"):
+        (path / name).write_bytes((folder / name).read_bytes())
+    wish = tokenmill.PytorchEngineConfig(dtype="float32", device_type="cpu", session_len=256)
+    with tokenmill.pipeline(str(path), wish) as pipe:
+        answer = pipe("你好", tokenmill.GenerationConfig(max_new_tokens=3, ignore_eos=True))
+        assert answer.generate_token_len == 3
+        text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n你好<|im_end|>\n"
+        asked = load_tokenizer(path).encode(text + "<|im_start|>assistant\n")
+        assert answer.input_token_len == len(asked)

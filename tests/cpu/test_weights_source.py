@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.support.disk_layouts import awq, dequantize
 
 from tokenmill.errors import FormatError
 from tokenmill.weights.classes import Dense
@@ -82,3 +83,21 @@ def test_unknown_method_is_named(tmp_path):
     folder = write_folder(tmp_path / "m", some_tensors(), config)
     with pytest.raises(FormatError, match="xyz"):
         open_source(folder)
+
+
+@pytest.mark.parametrize("said", [{"turbomind": {"model_name": "internlm-chat-20b", "weight_type": "int4",
+                                                 "group_size": 32}}, None])  # fmt: skip
+def test_lmdeploys_hub_models_of_2023_are_awq(tmp_path, said):
+    """A `turbomind` object in config.json, or the statistics AWQ left behind (then groups of 128)."""
+    group = 32 if said else 128
+    draw = torch.Generator().manual_seed(1)
+    codes = torch.randint(0, 16, (16, 128), generator=draw)
+    zeros = torch.randint(0, 16, (16, 128 // group), generator=draw)
+    scales = torch.rand(16, 128 // group, generator=draw).half()
+    tensors = {f"model.layers.0.q.{name}": value for name, value in awq(codes, zeros, scales).items()}
+    folder = write_folder(tmp_path / "m", tensors, said)
+    if said is None:
+        (folder / "outputs_stats.pth").write_bytes(b"")
+    weight = open_source(folder).weight("model.layers.0.q")
+    expected = dequantize(codes, zeros, scales, torch.arange(128) // group)
+    torch.testing.assert_close(weight.dequantize(torch.float32), expected, atol=0, rtol=1e-6)

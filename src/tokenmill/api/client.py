@@ -38,6 +38,13 @@ class APIClient:
         """Ids of the models that are served."""
         return [model["id"] for model in self._json("GET", "/v1/models")["data"]]
 
+    def is_ready(self) -> bool:
+        """True once the server takes requests."""
+        try:
+            return self._http.get("/health", timeout=5.0).is_success
+        except httpx.HTTPError:
+            return False
+
     def encode(self, input: str | list[str], do_preprocess: bool = False, add_bos: bool = True) -> tuple[Any, Any]:
         """(ids, number of ids) as the server's tokenizer makes them."""
         body = {"input": input, "do_preprocess": do_preprocess, "add_bos": add_bos}

@@ -1,11 +1,13 @@
-"""What a user gives a pipeline, sorted: one prompt or several; text, messages or token ids. Pure."""
+"""What a user gives a pipeline, sorted: one prompt or several; text, text with images, messages or token ids."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import Any
 
 from tokenmill.api.configs import GenerationConfig
+from tokenmill.api.load_image import load_image
 from tokenmill.errors import ConfigError
 from tokenmill.types import Message
 
@@ -22,10 +24,8 @@ class Prompts:
 
 def sort_prompts(given: Any) -> Prompts:
     """Raises ConfigError on what is no prompt."""
-    if isinstance(given, str) or _is_ids(given) or _is_messages(given):
+    if isinstance(given, str | tuple) or _is_ids(given) or _is_messages(given):
         return Prompts((_prompt(given),), True)
-    if isinstance(given, tuple):
-        raise ConfigError("a prompt of text and images is not served; give text, messages or token ids")
     if not isinstance(given, list):
         raise ConfigError(f"prompts is a {type(given).__name__}; give a text, a list of texts, messages or token ids")
     return Prompts(tuple(_prompt(item) for item in given), False)
@@ -45,7 +45,32 @@ def _prompt(item: Any) -> Prompt:
         return item
     if _is_ids(item) or _is_messages(item):
         return tuple(item)
-    raise ConfigError(f"{str(item)[:60]!r} is no prompt; give a text, a list of messages, or a list of token ids")
+    if isinstance(item, tuple) and len(item) == 2:
+        return (_with_images(*item),)
+    raise ConfigError(
+        f"{str(item)[:60]!r} is no prompt; give a text, (text, images), a list of messages, or a list of token ids"
+    )
+
+
+def _with_images(text: Any, images: Any) -> Message:
+    """LMDeploy's pair of a text and an image or several, in either order, as one message: images first."""
+    if not isinstance(text, str):
+        text, images = images, text
+    if not isinstance(text, str):
+        raise ConfigError(f"a pair of {type(text).__name__} and {type(images).__name__} has no text; give both")
+    several = images if isinstance(images, list | tuple) else [images]
+    return {"role": "user", "content": [*map(_image, several), {"type": "text", "text": text}]}
+
+
+def _image(image: Any) -> Message:
+    """URLs are fetched by the engine under its own rules; this program's files and images are handed over."""
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
+        return {"type": "image_url", "image_url": {"url": image}}
+    if not isinstance(image, str) and not hasattr(image, "convert"):
+        raise ConfigError(f"an image is a {type(image).__name__}; give a path, a URL or a PIL image")
+    data = io.BytesIO()
+    load_image(image).save(data, "PNG")
+    return {"type": "image", "image": data.getvalue()}
 
 
 def _is_ids(value: Any) -> bool:

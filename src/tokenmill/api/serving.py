@@ -7,7 +7,7 @@ fields become its flags. It ends with the client's `close` or with this program.
 from __future__ import annotations
 
 import json
-import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +15,7 @@ import weakref
 from dataclasses import fields
 from typing import Any
 
-import httpx
-
+from tokenmill import env
 from tokenmill.api.client import APIClient
 from tokenmill.api.compat import engine_config
 from tokenmill.api.configs import ChatTemplateConfig, EngineWish, TurbomindEngineConfig
@@ -33,6 +32,7 @@ FLAGS = {
     "device_type": "--device", "eager_mode": "--eager-mode", "num_gpu_blocks": "--num-blocks",
     "hf_overrides": "--hf-overrides", "language_model_only": "--language-model-only",
 }  # fmt: skip
+DEFAULTS = {"server_name": "0.0.0.0", "server_port": 23333, "log_level": "ERROR", "api_keys": None, "ssl": False}
 START_TIMEOUT_S = 1800.0
 STOP_TIMEOUT_S = 20.0
 
@@ -51,10 +51,8 @@ def serve(
 
     Raises ConfigError for what cannot be served, and where the process ends before it answers.
     """
-    named = dict(zip(("server_name", "server_port", "log_level", "api_keys", "ssl"), positional, strict=False))
-    said: dict[str, Any] = {
-        "server_name": "0.0.0.0", "server_port": 23333, "log_level": "ERROR", "api_keys": None, "ssl": False,
-    }  # fmt: skip
+    named = dict(zip(DEFAULTS, positional, strict=False))
+    said: dict[str, Any] = dict(DEFAULTS)
     unknown = sorted(set(options) - {*said, "tp"})
     if unknown:
         raise ConfigError(f"serve has no argument {', '.join(unknown)}; it has {', '.join((*said, 'tp'))}")
@@ -92,11 +90,11 @@ def _given(config: ChatTemplateConfig) -> dict[str, Any]:
 
 def _started(command: list[str], client: APIClient, keys: list[str]) -> APIClient:
     # Keys by environment, as every user of the machine may read a process's arguments.
-    environment = {**os.environ, **({"TOKENMILL_API_KEYS": ",".join(keys)} if keys else {})}
+    environment = env.with_api_keys(keys)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
     client.server = weakref.finalize(client, _end, process)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not _answers(client):
+    while not client.is_ready():
         code = process.poll()
         if code is not None or time.monotonic() > deadline:
             client.close()
@@ -106,16 +104,7 @@ def _started(command: list[str], client: APIClient, keys: list[str]) -> APIClien
     return client
 
 
-def _answers(client: APIClient) -> bool:
-    try:
-        return httpx.get(f"{client.url}/health", timeout=5.0, trust_env=False, verify=False).is_success
-    except httpx.HTTPError:
-        return False
-
-
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,6 +20,7 @@ from tokenmill.log import get_logger
 from tokenmill.weights.classes import Dense
 from tokenmill.weights.contract import Source, Weight
 from tokenmill.weights.fuse import fuse
+from tokenmill.weights.record import Record
 
 Kind = Literal["column", "row", "replicated"]
 
@@ -90,6 +91,17 @@ def split_part(part: Part, sizes: tuple[int, ...], units: tuple[int, ...]) -> tu
     weights = split_rows(part.weight, sizes)
     biases = (None,) * len(sizes) if part.bias is None else torch.split(part.bias, list(sizes))
     return tuple(Part(*cut) for cut in zip(weights, biases, units, strict=True))
+
+
+def take_rows(part: Part, rows_N: Tensor) -> Part:
+    """A part with its rows in another order; as plain numbers, with a warning, where rows share a block of scales."""
+    weight, bias = part.weight, None if part.bias is None else part.bias[rows_N]
+    if isinstance(weight, Record):
+        try:
+            return Part(weight.take(rows_N), bias, part.units)
+        except FormatError as error:
+            get_logger().warning("held as plain numbers, which costs memory: %s", error)
+    return Part(Dense(weight.dequantize()[rows_N]), bias, part.units)
 
 
 def split_rows(weight: Weight, sizes: tuple[int, ...]) -> tuple[Weight, ...]:

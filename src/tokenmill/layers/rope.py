@@ -9,7 +9,7 @@ length (dynamic, qwen, longrope) comes in per token through `bases_T`, fixed for
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ KINDS = ("default", "linear", "dynamic", "qwen", "llama3", "yarn", "longrope")
 class RopeFacts:
     """A model's rotation, from its config. `max_position` is P; `original_max_position` O, of yarn, llama3, longrope.
 
-    `attention_factor` multiplies cos and sin; None: the kind's own rule.
+    `attention_factor` multiplies cos and sin; None: the kind's own rule. `rotated_dim`: how many channels of a head are
+    turned (0: all); pairs behind them stand still.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class RopeFacts:
     mscale_all_dim: float = 0.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    rotated_dim: int = 0
 
     def base_rule(self) -> RopeBase | None:
         """How a prompt's length decides `bases_T`; None where it does not matter."""
@@ -85,6 +87,9 @@ def exponents(head_dim: int) -> Tensor:
 
 def frequencies(facts: RopeFacts, long: bool = False) -> Tensor:
     """f_i of a prompt within the trained length (longrope: of a long one where `long`). fp32 [K / 2]."""
+    if facts.rotated_dim:
+        turned = frequencies(replace(facts, head_dim=facts.rotated_dim, rotated_dim=0), long)
+        return torch.cat((turned, torch.zeros(facts.head_dim // 2 - len(turned))))
     plain = 1.0 / facts.theta ** exponents(facts.head_dim)
     if facts.kind == "none":
         return torch.zeros_like(plain)

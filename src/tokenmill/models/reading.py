@@ -100,6 +100,7 @@ def rope_facts(config: dict[str, Any], K: int) -> RopeFacts:
         max_position=P,
         original_max_position=int(original),
         truncate=bool(rope.get("truncate", True)),
+        rotated_dim=0,
         short_factor=tuple(float(x) for x in rope.get("short_factor") or ()),
         long_factor=tuple(float(x) for x in rope.get("long_factor") or ()),
         **numbers,

@@ -55,6 +55,7 @@ def block_facts(family: Family, arch: DecoderArch, device: torch.device | str = 
     """Raises ConfigError for a family whose layers are not what this file runs."""
     block, names, attention = family.block(arch), family.names.attention, arch.attention
     plain = isinstance(block.attention, Gqa) and isinstance(block.mlp, Gated) and arch.sparse is None
+    plain = plain and not family.names.mlp.post_norm
     if not plain or not isinstance(names, AttentionNames) or not isinstance(attention, AttentionArch):
         raise ConfigError(
             f"calibration runs plain attention and one gated MLP a layer, not the layers of {family.name}: quantize a "

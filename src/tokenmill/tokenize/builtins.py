@@ -12,12 +12,6 @@ from tokenmill.tokenize.chat import internlm2, llama2, phi_3, qwen, vicuna
 from tokenmill.tokenize.template import PieceTemplate
 
 _DEEPSEEK_END = "<｜end▁of▁sentence｜>"
-_INTERNVL_2 = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
-)
-_INTERNVL_2_5 = (
-    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-)
 _CURIOUS = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the human's questions."
@@ -137,12 +131,6 @@ _ALL = (
         internlm2.TEMPLATE, name="internvl-internlm2",
         meta_instruction="You are an AI assistant whose name is InternLM (书生·浦语).",
     ),
-    replace(
-        internlm2.TEMPLATE, name="internvl2-internlm2", meta_instruction=_INTERNVL_2, eosys="<|im_end|>",
-        eoh="<|im_end|>", separator="", stop_words=("<|im_start|>", "<|im_end|>"),
-    ),
-    replace(internlm2.TEMPLATE, name="internvl2_5", meta_instruction=_INTERNVL_2_5),
-    replace(phi_3.TEMPLATE, name="internvl2-phi3", meta_instruction=_INTERNVL_2),
     replace(
         phi_3.TEMPLATE, name="internvl-phi3", meta_instruction="You are an AI assistant whose name is Phi-3.",
         eosys="<|end|>", eoh="<|end|>", separator="",

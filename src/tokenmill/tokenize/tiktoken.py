@@ -35,6 +35,8 @@ def read(folder: TextFolder) -> Tokenizer:
     files = sorted(folder.path.glob("*.tiktoken"))
     if len(files) != 1:
         raise FormatError(f"{folder.path.name} has {len(files)} tiktoken files; it must have one")
+    if "qwen" not in (files[0].stem.lower(), str(folder.tokenizer_config.get("tokenizer_class")).lower()[:4]):
+        raise FormatError(f"{files[0].name} is no Qwen vocabulary; how others split text stands in no file: convert it")
     ranks = read_ranks(files[0])
     names = {token: "".join(_ALPHABET[byte] for byte in token) for token in ranks}
     vocabulary = {name: ranks[token] for token, name in names.items()}

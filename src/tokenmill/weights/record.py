@@ -72,6 +72,17 @@ class Record:
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return tuple(self._slice(axis, start, start + size) for start, size in zip(starts, sizes, strict=True))
 
+    def take(self, rows_N: Tensor) -> Self:
+        """The rows along N in another order. FormatError where rows share more than the whole axis does."""
+        units = {name: self._units()[name][0] for name in self.tensors()}
+        if any(unit not in (1, None) for unit in units.values()):
+            raise FormatError(f"rows of {type(self).__name__} cannot be reordered: several of them share a scale")
+        rows = {name: rows_N.to(tensor.device) for name, tensor in self.tensors().items()}
+        return self._with({
+            name: tensor if units[name] is None else tensor.index_select(tensor.dim() - 2, rows[name])
+            for name, tensor in self.tensors().items()
+        })  # fmt: skip
+
     def join(self, axis: int, others: tuple[Self, ...]) -> Self:
         """This and the others along N (0) or M (1). FormatError where class, facts or shared tensors differ."""
         parts = (self, *others)

@@ -8,6 +8,7 @@ embeddings, fusion and sharding are the caller's: `has`, `join` and `split` serv
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -91,4 +92,18 @@ def read_scheme(folder: str | Path) -> Scheme:
     beside = path / "quantize_config.json"
     if quantization_config(config) is None and beside.is_file():
         return detect({"quantization_config": {"quant_method": "gptq", **read_json(beside)}})
+    if quantization_config(config) is None:
+        return detect({**config, **_managed(path, config)})
     return detect(config)
+
+
+def _managed(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """LMDeploy's hub models of 2023 say 4 bits in a `turbomind` object, or only by the statistics AWQ left behind."""
+    said = config.get("turbomind")
+    if isinstance(said, dict) and (said.get("group_size") or said.get("weight_type") == "int4"):
+        group = said.get("group_size") or 128
+    elif (path / "outputs_stats.pth").is_file():
+        group = 128
+    else:
+        return {}
+    return {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenmill.kernels.ops import PreparedExperts
+from tokenmill.kernels.ops import Prepared, PreparedExperts
 from tokenmill.kernels.reference.prepare_linear import prepare_linear
 from tokenmill.weights.contract import Weight
 
@@ -18,14 +18,14 @@ def prepare_experts(
     weights: tuple[Weight, ...], biases: tuple[Tensor | None, ...], dtype: torch.dtype
 ) -> PreparedExperts:
     """A callable (x_PM sorted by expert, ends_E) -> y_PN. Weights must already lie where x will be."""
-    return ExpertLinears(weights, biases, dtype)
+    return ExpertLinears(tuple(prepare_linear(*pair, dtype) for pair in zip(weights, biases, strict=True)))
 
 
 class ExpertLinears:
-    """P rows, each one token's for one expert. Out: [P, N] in the dtype."""
+    """P rows, each one token's for one expert. Out: [P, N] in the dtype. Any backend's linears will do."""
 
-    def __init__(self, weights: tuple[Weight, ...], biases: tuple[Tensor | None, ...], dtype: torch.dtype):
-        self.linears = tuple(prepare_linear(*pair, dtype) for pair in zip(weights, biases, strict=True))
+    def __init__(self, linears: tuple[Prepared, ...]):
+        self.linears = linears
 
     def __call__(self, x_PM: Tensor, ends_E: Tensor) -> Tensor:
         if x_PM.is_cuda and torch.cuda.is_current_stream_capturing():
