@@ -174,8 +174,9 @@ class TextRequest:
 
     `prompt` is a string (no template), token ids, or a list of chat messages (`chat=True` templates a string as one
     user message). `tool_choice` is auto, none, required (calls and nothing else) or the name of the one tool to call.
-    max_new_tokens None means up to the context's end. `stop_strings` of any length end the answer and
-    are cut from it unless `include_stop`. `template_options` go to the chat template (allow-listed by the face).
+    max_new_tokens None means up to the context's end. `stop_strings` of any length end the answer and are cut from it
+    unless `include_stop`. `stop_logprob`: a stop token that is not shown has a log-probability all the same.
+    `template_options` go to the chat template (allow-listed by the face).
     """
 
     id: str
@@ -192,6 +193,7 @@ class TextRequest:
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: bool = False
+    stop_logprob: bool = False
     want: Want = Want.TOKEN
     tools: tuple[Message, ...] = ()
     tool_choice: str = "auto"

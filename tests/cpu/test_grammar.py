@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 from functools import cache
 from random import Random
-from typing import Any
 
 import jsonschema
 import pytest
 from tests.support.drawing import SIZE, allowed, sample
 from tests.support.echo import byte_tokenizer
+from tests.support.schemas import random_schema
 from tests.support.tokenizers_made import made
 
 from tokenmill.api.formats import grammar_of
@@ -31,38 +30,6 @@ from tokenmill.types import GrammarSpec
 @cache
 def compiler() -> Compiler:
     return Compiler(token_table(byte_tokenizer(), (257,), SIZE))
-
-
-def random_schema(rng: Random, level: int = 0) -> dict[str, Any]:
-    kinds: list[Callable[[], dict[str, Any]]] = [
-        lambda: {"type": "integer", "minimum": (low := rng.randint(-50, 50)), "maximum": low + rng.randint(0, 400)},
-        lambda: {"type": "boolean"},
-        lambda: {"type": "null"},
-        lambda: {"enum": rng.sample(["red", 1, "二", None, "a\"b", 2.5, "long text"], rng.randint(1, 4))},
-        lambda: {"const": rng.choice(["x", 5, False])},
-        lambda: {"type": "string", "minLength": (low := rng.randint(0, 3)), "maxLength": low + rng.randint(0, 5)},
-        lambda: {"type": "string", "pattern": rng.choice(["^[a-z]{2,4}$", "^[0-9]{3}-[0-9]{2}$", "^(ab|cd)+$"])},
-        lambda: {"type": "number", "minimum": 0, "maximum": 1},
-    ]
-    if level < 3:
-        kinds += [lambda: _object(rng, level), lambda: _object(rng, level), lambda: _array(rng, level)]
-        kinds.append(lambda: {"anyOf": [random_schema(rng, level + 1) for _ in range(2)]})
-    return rng.choice(kinds)()
-
-
-def _object(rng: Random, level: int) -> dict[str, Any]:
-    names = rng.sample(["a", "name", "城市", "x y", "n1", "list"], rng.randint(0, 4))
-    return {
-        "type": "object",
-        "properties": {name: random_schema(rng, level + 1) for name in names},
-        "required": names[: rng.randint(0, len(names))],
-        "additionalProperties": False,
-    }
-
-
-def _array(rng: Random, level: int) -> dict[str, Any]:
-    least = rng.randint(0, 2)
-    return {"type": "array", "items": random_schema(rng, level + 1), "minItems": least, "maxItems": least + 2}
 
 
 @pytest.mark.parametrize("block", range(4))

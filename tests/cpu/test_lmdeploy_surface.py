@@ -323,7 +323,7 @@ def test_pairs_of_text_and_images(tmp_path: Path) -> None:
         assert pipe(forms[0], config).token_ids == expected.token_ids
         assert [a.token_ids for a in pipe(forms[1:], config)] == [expected.token_ids] * 3
     url = sort_prompts(("x", "https://host/i.png")).items[0][0]["content"][0]  # type: ignore[index]
-    assert url == {"type": "image_url", "image_url": {"url": "https://host/i.png"}}
+    assert url == {"type": "image", "image": "https://host/i.png"}
     for wrong in ((image, image), ("x", 5), ("x", image, image)):
         with pytest.raises(ConfigError):
             sort_prompts(wrong)

@@ -91,7 +91,7 @@ def test_forms_of_prompts(pipe: Opened) -> None:
     assert pipe.model.fake.seen[-1].prompt_ids == (256, *b"raw")
 
 
-@pytest.mark.parametrize("wrong", [("text", "image.png"), 5, [3.5], [[]], [None], {"role": "user"}])
+@pytest.mark.parametrize("wrong", [("text", "one.png", "two.png"), 5, [3.5], [[]], [None], {"role": "user"}])
 def test_what_is_no_prompt(wrong: object) -> None:
     with pytest.raises(ConfigError):
         sort_prompts(wrong)

@@ -129,14 +129,18 @@ def plain_gptq(w, gram_MM, recipe):
     w, m = w.double().clone(), w.shape[1]
     damped = gram_MM.double()
     damped = damped + recipe.damp_frac * damped.diagonal().mean() * torch.eye(m, dtype=torch.float64)
-    order = torch.argsort(gram_MM.diagonal(), descending=True, stable=True).tolist() if recipe.act_order else range(m)
+    size, importance = recipe.group or m, gram_MM.diagonal().tolist()
+    order = sorted(range(m), key=lambda j: -importance[j])
+    if recipe.order == "none":
+        order = range(m)
+    if recipe.order == "group":
+        loudest = [max(importance[q * size : (q + 1) * size]) for q in range(m // size)]
+        order = sorted(range(m), key=lambda j: (-loudest[j // size], j // size, -importance[j]))
     inverse, grid, codes = torch.linalg.inv(damped), make_grid(w.float(), recipe), torch.zeros_like(w)
-    left = list(order)
-    while left:
-        j = left.pop(0)
-        if not recipe.act_order and j % (recipe.group or m) == 0:
-            group = j // (recipe.group or m)
-            fresh = make_grid(w[:, j : j + (recipe.group or m)].float(), recipe)
+    for step, j in enumerate(order):
+        if recipe.order != "act" and step % size == 0:
+            group = j // size
+            fresh = make_grid(w[:, group * size : (group + 1) * size].float(), recipe)
             grid.scales_NQ[:, group], grid.zeros_NQ[:, group] = fresh.scales_NQ[:, 0], fresh.zeros_NQ[:, 0]
         scale, zero = (x.double() for x in grid.column(j))
         codes[:, j] = (torch.round(w[:, j] / scale) + zero).clamp(0, grid.top)
@@ -146,11 +150,11 @@ def plain_gptq(w, gram_MM, recipe):
     return codes, grid
 
 
-@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("order", ["act", "group", "none"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [32, 48, 192, None])
-def test_gptq_is_the_papers_algorithm(act_order, symmetric, group):
-    recipe = Recipe(group=group, act_order=act_order, symmetric=symmetric)
+def test_gptq_is_the_papers_algorithm(order, symmetric, group):
+    recipe = Recipe(group=group, order=order, symmetric=symmetric)
     w = weights(16, 384)
     grams = gram([inputs(384, 1024)], 384)
     made = gptq.solve(w, gptq.Hessian(grams, recipe, "x"), recipe)
@@ -162,8 +166,9 @@ def test_gptq_is_the_papers_algorithm(act_order, symmetric, group):
     assert abs(ours / theirs - 1) < 0.01
 
 
-@pytest.mark.parametrize("recipe", [G64, Recipe(group=64, act_order=False), Recipe(group=64, bits=3),
-                                    Recipe(group=None, bits=8), Recipe(group=64, symmetric=True)])  # fmt: skip
+@pytest.mark.parametrize("recipe", [G64, Recipe(group=64, order="none"), Recipe(group=64, order="group"),
+                                    Recipe(group=64, bits=3), Recipe(group=None, bits=8),
+                                    Recipe(group=64, symmetric=True)])  # fmt: skip
 def test_gptq_beats_rounding_on_its_objective(recipe):
     w, grams = weights(64), gram([inputs()], 128)
     made = gptq.solve(w, gptq.Hessian(grams, recipe, "x"), recipe)

@@ -229,7 +229,7 @@ def test_refusals(tmp_path, llama):
     other = make_tiny("internlm2", tmp_path / "m")
     with pytest.raises(ConfigError, match="cut heads of 32: use --block-size 32"):
         quantize_folder(Job(other, tmp_path / "q", recipe("fp8"), tokens()))
-    with pytest.raises(FormatError, match="groups of 96"):
+    with pytest.raises(ConfigError, match="groups of 96"):
         quantize_folder(Job(llama, tmp_path / "q", Recipe("rtn", group=96), tokens()))
     with pytest.raises(FormatError, match=r"model.layers.0.self_attn.q_proj: AWQ holds 4-bit"):
         quantize_folder(Job(llama, tmp_path / "q", Recipe("rtn", bits=8, to="awq"), tokens()))

@@ -280,3 +280,13 @@ def test_without_tools_a_call_is_text() -> None:
     assert not any(c.tool_calls for c in chunks)
     text, _, chunks = run(ask(tools=(TOOL,), tool_choice="none"), script="plain")
     assert text == "plain"
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_stop_token_has_a_log_probability_where_it_is_wanted(wanted: bool) -> None:
+    text, last, chunks = run(ask(logprobs=True, stop_logprob=wanted), script="hi")
+    entries = [entry for chunk in chunks for entry in chunk.logprobs]
+    assert text == "hi" and last.finish is Finish.STOP and last.usage.completion_tokens == 3
+    assert [entry.token for entry in entries][:2] == ["h", "i"]
+    assert len(entries) == (3 if wanted else 2)
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 2

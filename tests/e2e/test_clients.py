@@ -20,6 +20,7 @@ import httpx
 import openai
 import pydantic
 import pytest
+from scripts import schema_samples
 from tests.support.fake_text import FakeTextEngine
 from tests.support.http_server import running
 from tests.support.server_process import ROOT, ServerProcess, server_process
@@ -185,6 +186,11 @@ def test_tools_that_cannot_be_enforced_are_refused(sdk: openai.OpenAI) -> None:
             model=NAME, messages=HELLO, tools=[odd], tool_choice="required"  # type: ignore[list-item]
         )
     assert refused.value.param == "tools"
+
+
+def test_random_schemas_at_temperature_1_5(server: ServerProcess) -> None:
+    """The small form of `scripts/schema_samples.py`."""
+    assert schema_samples.run(server.url, count=16, max_tokens=900, threads=4) == []
 
 
 @pytest.mark.filterwarnings("ignore")

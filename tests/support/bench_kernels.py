@@ -30,6 +30,8 @@ def main() -> None:
     timings += [kernels.attention_timing(kv, [70, 70], [1, 1], ceilings) for kv in ("auto", "int8", "int4", "fp8")]
     timings += [kernels.attention_timing("auto", [50], [20], ceilings)]
     timings += [kernels.layer_timing(kernels.Step("w4", "auto", 2, 40), ceilings)]
+    kernels.VOCAB = 300
+    timings += [kernels.cutoffs_timing(2, ceilings)]
     failed = [t.notes["failed"] for t in timings if "failed" in t.notes]
     assert not failed, failed
     assert all(len(t.cells()) == len(kernels.HEADERS) and t.record()["share"] > 0 for t in timings)

@@ -27,7 +27,7 @@ def main(op: str) -> None:
     function = getattr(module, op)
     if op == "attention":
         # Contexts as short as these are then several blocks long, and shared out over splits.
-        module.BLOCK_L = 16
+        module.BLOCK_L = 32
     errors = {}
     for case in load_cases(op):
         if case.flops < MOST_FLOPS and tried(op, case.name):

@@ -25,7 +25,8 @@ class ServerProcess:
 
     def wait_ready(self, within_s: float = 60.0) -> None:
         deadline = time.monotonic() + within_s
-        while httpx.get(f"{self.url}/health/ready").status_code != 200:
+        # A server that loads answers late on a busy machine.
+        while httpx.get(f"{self.url}/health/ready", timeout=within_s).status_code != 200:
             assert self.process.poll() is None, "the server has ended"
             assert time.monotonic() < deadline, f"not ready within {within_s:g} s"
             time.sleep(0.02)

@@ -98,9 +98,12 @@ class Answer:
         for index, token in enumerate(output.token_ids):
             self._drawn += 1
             ends = output.stop_token_id is not None and index == len(output.token_ids) - 1
+            logprob = output.logprobs[index] if index < len(output.logprobs) else None
             if ends and not self._request.include_stop:
+                if logprob is not None and self._request.stop_logprob:
+                    self._logprobs.append(self._text_logprob(logprob))
                 break
-            self._keep(token, output.logprobs[index] if index < len(output.logprobs) else None)
+            self._keep(token, logprob)
             piece = self._piece(token, ends)
             # As the engine keeps stop ids back before min_new_tokens, stop strings are not looked for there.
             if self._drawn <= self._request.min_new_tokens:

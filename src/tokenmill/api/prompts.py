@@ -1,4 +1,11 @@
+<<<<<<< HEAD
 """What a user gives a pipeline, sorted: one prompt or several; text, text with images, messages or token ids."""
+=======
+"""What a user gives a pipeline, sorted: one prompt or several; text, messages, token ids, or text with images. Pure.
+
+Images are Pillow's, or where one is: a URL, a data URL, a path. They stand in front of the text.
+"""
+>>>>>>> main
 
 from __future__ import annotations
 
@@ -7,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenmill.api.configs import GenerationConfig
-from tokenmill.api.load_image import load_image
 from tokenmill.errors import ConfigError
 from tokenmill.types import Message
 
@@ -45,13 +51,17 @@ def _prompt(item: Any) -> Prompt:
         return item
     if _is_ids(item) or _is_messages(item):
         return tuple(item)
+<<<<<<< HEAD
     if isinstance(item, tuple) and len(item) == 2:
         return (with_images(*item),)
+=======
+>>>>>>> main
     raise ConfigError(
         f"{str(item)[:60]!r} is no prompt; give a text, (text, images), a list of messages, or a list of token ids"
     )
 
 
+<<<<<<< HEAD
 def with_images(text: Any, images: Any) -> Message:
     """LMDeploy's pair of a text and an image or several, in either order, as one message: images first."""
     if not isinstance(text, str):
@@ -71,6 +81,33 @@ def _image(image: Any) -> Message:
     data = io.BytesIO()
     load_image(image).save(data, "PNG")
     return {"type": "image", "image": data.getvalue()}
+=======
+def with_images(pair: tuple[Any, ...]) -> Message:
+    """A user message of (text, image), (text, [images]) or either turned round. Raises ConfigError on anything else."""
+    if len(pair) != 2:
+        raise ConfigError(f"a prompt with images is (text, image) or (text, [images]); this one has {len(pair)} parts")
+    text, images = pair if isinstance(pair[0], str) and not _is_image(pair[0], pair[1]) else pair[::-1]
+    each = list(images) if isinstance(images, list | tuple) else [images]
+    if not isinstance(text, str) or not all(isinstance(one, str) or _is_pillow(one) for one in each):
+        raise ConfigError("a prompt with images is (text, image) or (text, [images]); images are Pillow's, or URLs")
+    parts = [{"type": "image", "image": _png(one) if _is_pillow(one) else one} for one in each]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def _is_image(first: str, second: Any) -> bool:
+    """Of two texts the one that is a URL is the image; the first where neither is told apart is the text."""
+    return isinstance(second, str) and first.startswith(("data:image/", "http://", "https://", "file://"))
+
+
+def _is_pillow(value: Any) -> bool:
+    return callable(getattr(value, "save", None)) and hasattr(value, "mode")
+
+
+def _png(image: Any) -> bytes:
+    out = io.BytesIO()
+    (image if image.mode in ("RGB", "RGBA", "L", "P") else image.convert("RGB")).save(out, "PNG")
+    return out.getvalue()
+>>>>>>> main
 
 
 def _is_ids(value: Any) -> bool:

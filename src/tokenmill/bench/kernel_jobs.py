@@ -42,6 +42,8 @@ def _products() -> Iterator[tuple[str, Job]]:
 
 
 def _attention() -> Iterator[tuple[str, Job]]:
+    for rows in (1, 64, 256):
+        yield f"cutoffs {rows}", _one(kernels.cutoffs_timing, rows)
     for batch, context in ((1, 512), (16, 512), (64, 512), (256, 512), (64, 2048), (1, 8192), (16, 8192), (64, 8192)):
         for kv in KV_KINDS:
             name = f"attention {kv} {batch} x {context}"

@@ -147,6 +147,22 @@ def difference(got: Tensor, truth: Tensor) -> float:
     return error if bool(got.isfinite().all()) else float("inf")
 
 
+VOCAB = 92544
+
+
+def cutoffs_timing(rows: int, ceilings: Ceilings) -> Timing:
+    """Thresholds of top-k 40 and top-p 0.8; the peer is the reference's sort. The floor is one reading."""
+    facts = BindFacts(HALF)
+    ours, sort = (bind(DEVICE, facts, backends).primitives.cutoffs for backends in (("triton",), ()))
+    x_RV = torch.randn(rows, VOCAB, device=DEVICE) * 3
+    top_k_R = torch.full((rows,), 40, dtype=torch.int32, device=DEVICE)
+    top_p_R, min_p_R = torch.full((rows,), 0.8, device=DEVICE), torch.zeros(rows, device=DEVICE)
+    arguments = x_RV, top_k_R, top_p_R, min_p_R
+    error = difference(ours(*arguments), sort(*arguments))
+    us, peer_us = graph_us([partial(ours, *arguments)]), graph_us([partial(sort, *arguments)], replays=2)
+    return Timing("cutoffs", f"{rows} x {VOCAB}", us, ceilings.floor_us(x_RV.nbytes, 0), error, peer_us)
+
+
 # ---------------------------------------------------------------- attention and layers
 
 

@@ -9,6 +9,7 @@ from tokenmill.errors import ConfigError
 from tokenmill.weights.convert import TARGETS
 from tokenmill.weights.packing import BITS
 
+ORDERS = ("act", "group", "none")
 FP8_KINDS = ("tensor", "channel", "block")
 
 
@@ -17,11 +18,13 @@ class Recipe:
     """Choices of a run; `method` is a module of `quant/methods`.
 
     to: disk format of integer weights, as `tokenmill convert-weights --to` names them ("": the method's own).
-    group: in-features per scale, None for one scale per out-feature. act_order: GPTQ visits columns by importance, over
-    groups fixed beforehand, so that files need no order. damp_frac: added to the Hessian's diagonal, of its mean.
-    ratios: steps of the AWQ search; duo: search the form with weight magnitudes as well. clip: AWQ searches a clip.
-    search_tokens: calibration tokens the AWQ and SmoothQuant searches run through a whole module (statistics and
-    Hessians use all). fp8: how scales are laid out. block: (rows, columns) of FP8 blocks.
+    group: in-features per scale, None for one scale per out-feature. order: how GPTQ visits columns. "act": by
+    importance, over grids fixed beforehand; "group": groups by their most important column, columns by importance
+    within, each grid made when its group begins; "none": as they lie. Files need no order with any of them.
+    damp_frac: added to the Hessian's diagonal, of its mean. ratios: steps of the AWQ search; duo: search the form with
+    weight magnitudes as well. clip: AWQ searches a clip. search_tokens: calibration tokens the AWQ and SmoothQuant
+    searches run through a whole module (statistics and Hessians use all). fp8: how scales are laid out.
+    block: (rows, columns) of FP8 blocks.
     """
 
     method: str = "awq_gptq"
@@ -29,7 +32,7 @@ class Recipe:
     bits: int = 4
     group: int | None = 128
     symmetric: bool = False
-    act_order: bool = True
+    order: str = "act"
     damp_frac: float = 0.01
     ratios: int = 20
     duo: bool = True
@@ -47,6 +50,8 @@ class Recipe:
             raise ConfigError(f"--w-group-size {self.group} must be positive, or -1 for one scale per out-feature")
         if not 0 < self.damp_frac < 1:
             raise ConfigError(f"damping {self.damp_frac} must lie between 0 and 1; 0.01 is usual")
+        if self.order not in ORDERS:
+            raise ConfigError(f"--order {self.order!r} is unknown; {', '.join(ORDERS)} are served")
         if self.fp8 not in FP8_KINDS:
             raise ConfigError(f"fp8 {self.fp8!r} is unknown; {', '.join(FP8_KINDS)} are served")
 

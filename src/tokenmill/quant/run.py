@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from tokenmill.errors import ConfigError, FormatError
-from tokenmill.models.spec import read_arch
+from tokenmill.models.family import DecoderArch, Family
+from tokenmill.models.spec import layer_linears, read_arch
 from tokenmill.quant.block import Block, block_facts, read_block
 from tokenmill.quant.export import write_folder
 from tokenmill.quant.job import Job, Opened, Outcome, Progress
 from tokenmill.quant.measure import Quality, quality
 from tokenmill.quant.method import load_method
+from tokenmill.quant.shapes import check_shapes
 from tokenmill.quant.store import BlockStore
 from tokenmill.quant.streams import Streams, begin, ending
 from tokenmill.weights.convert import write_linear
@@ -56,7 +58,18 @@ def _open(job: Job) -> Opened:
         raise ConfigError(f"{job.recipe.method} needs calibration data: give --calib-samples of 1 or more, or use rtn")
     source = open_folder(job.source)
     family, arch = read_arch(job.source)
-    return Opened(source, family, arch, block_facts(family, arch, job.device), method, method.scheme(job.recipe))
+    scheme = method.scheme(job.recipe)
+    check_shapes(scheme, job.recipe, _shapes(family, arch))
+    return Opened(source, family, arch, block_facts(family, arch, job.device), method, scheme)
+
+
+def _shapes(family: Family, arch: DecoderArch) -> dict[str, tuple[int, int]]:
+    """(N, M) of a linear of each name and shape that any layer has, by its full name in the first that has it."""
+    found: dict[tuple[str, tuple[int, int]], str] = {}
+    for index in range(arch.num_layers):
+        for name, shape in layer_linears(family, arch, index).items():
+            found.setdefault((name, shape), family.names.layer.format(index) + name)
+    return {name: shape for (_, shape), name in found.items()}
 
 
 def _identity(job: Job) -> dict[str, Any]:

@@ -177,6 +177,9 @@ def early() -> int:
 def tiling(held: Held, tokens: int, block_n: int = 64) -> Tiling:
     """Not measured yet: enough programs to fill the device, in the fewest parts."""
     block_t = min(MOST_TOKENS, max(LEAST_TOKENS, triton.next_power_of_2(tokens)))
+    if held.dtype == torch.float32:
+        # Multiplications one by one, which take long to compile in large tiles.
+        block_t = min(block_t, 16)
     programs = triton.cdiv(held.num_out, block_n) * triton.cdiv(tokens, block_t)
     chunks, splits = triton.cdiv(held.num_in, CHUNK), 1
     while splits < MOST_SPLITS and programs * splits < WANTED and chunks // (2 * splits) >= LEAST_CHUNKS:

@@ -269,10 +269,16 @@ class _Call:
 
     def chunks(self) -> None:
         T, G, H = len(self.q), self.pages.shape.num_heads, self.q.shape[1]
-        tokens = chunk_tokens(H // G, self.rows.max_row_tokens)
+        queries = LEAST_QUERIES if self.exact else MOST_QUERIES if self.q.shape[2] <= 128 else MOST_QUERIES // 2
+        tokens = chunk_tokens(H // G, self.rows.max_row_tokens, queries)
         grid = (T // tokens + len(self.rows.totals_R), G, 1)
         block_G = triton.next_power_of_2(H // G)
         self._launch(grid, 1, tokens, max(LEAST_QUERIES, tokens * block_G), CHUNKS=True, MIXED=True)
+
+    @property
+    def exact(self) -> bool:
+        """fp32 products are unrolled multiplications: a large tile of them takes minutes to compile."""
+        return self.q.dtype == torch.float32
 
     def _launch(self, grid: tuple[int, int, int], splits: int, tokens: int, block_q: int, **which: bool) -> None:
         q, rows, facts, K = self.q, self.rows, self.facts, self.q.shape[2]
@@ -285,6 +291,7 @@ class _Call:
             self.out, sums, marks, counters(q.device, grid[0] * G), facts.scale, facts.softcap or 1.0,
             facts.window_tokens or 0, self.table_RB.shape[1], len(rows.totals_R), len(q), G, H // G, K, S,
             SPLITS=splits, TOKENS=tokens, BLOCK_Q=block_q, **which, **self._constants(),
+            num_warps=8 if block_q >= 128 else 4, num_stages=3 if K <= 128 else 2,
         )  # fmt: skip
 
     def _constants(self) -> dict[str, Any]:
@@ -295,13 +302,13 @@ class _Call:
             "ALIBI": facts.alibi_slopes_H is not None, "SINKS": facts.sinks_H is not None,
             "EARLY": early() > 0, **early_launch(early()), "ASM": not INTERPRETED and self.q.dtype != torch.float32,
             "BLOCK_G": triton.next_power_of_2(H // self.pages.shape.num_heads),
-            "BLOCK_H": max(16, triton.next_power_of_2(K // 2)), "BLOCK_L": BLOCK_L,
+            "BLOCK_H": max(16, triton.next_power_of_2(K // 2)), "BLOCK_L": BLOCK_L // 2 if self.exact else BLOCK_L,
         }  # fmt: skip
 
 
-def chunk_tokens(group: int, max_row_tokens: int) -> int:
-    """Tokens of a chunk's tile: a power of two, no more than the longest chunk has."""
-    most: int = max(1, MOST_QUERIES // triton.next_power_of_2(group))
+def chunk_tokens(group: int, max_row_tokens: int, queries: int) -> int:
+    """Tokens of a chunk's tile of so many queries: a power of two, no more than the longest chunk has."""
+    most: int = max(1, queries // triton.next_power_of_2(group))
     longest: int = triton.next_power_of_2(max_row_tokens)
     return min(most, longest)
 

@@ -1,8 +1,9 @@
 """GPTQ (arXiv 2210.17323): column by column, each column's rounding error is spread over the columns still to come.
 
-Inputs come from the model quantized so far, site by site within the block ("true sequential"). With act_order the
-columns are visited by falling importance over grids fixed beforehand from the original groups: the files need no order
-and every kernel runs them. Without it a group's grid is made when its first column is reached.
+Inputs come from the model quantized so far, site by site within the block ("true sequential"). Columns are visited by
+falling importance over grids fixed beforehand from the original groups, or group by group (the most important first,
+by importance within), or as they lie; then a group's grid is made when its first column is reached. Groups stay where
+they are in every order: the files need none and every kernel runs them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from tokenmill.errors import FormatError
 from tokenmill.log import get_logger
 from tokenmill.quant.block import SITES, Block
-from tokenmill.quant.grid import Grid, make_grid
+from tokenmill.quant.grid import Grid, make_grid, split_groups
 from tokenmill.quant.method import Feed, integer_scheme, settle
 from tokenmill.quant.recipe import Recipe
 from tokenmill.quant.stats import gram
@@ -58,8 +59,7 @@ class Hessian:
         self.dead = diagonal == 0
         matrix = gram_MM.clone()
         matrix.diagonal()[self.dead] = 1.0
-        order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
-        self.order = order if recipe.act_order else torch.arange(len(order), device=order.device)
+        self.order = visiting(matrix.diagonal(), recipe)
         self.upper = self._factor(matrix[self.order][:, self.order], recipe.damp_frac, where)
 
     @staticmethod
@@ -77,6 +77,19 @@ class Hessian:
             get_logger().warning("%s: damping %.3g is too little, trying %.3g", where, damp_frac, damp_frac + DAMP_STEP)
             damp_frac += DAMP_STEP
         raise FormatError(f"{where}: no damping up to {MAX_DAMP} lets the Hessian be inverted: calibrate on more text")
+
+
+def visiting(diagonal_M: Tensor, recipe: Recipe) -> Tensor:
+    """In-features in the order they are visited."""
+    if recipe.order == "none":
+        return torch.arange(len(diagonal_M), device=diagonal_M.device)
+    if recipe.order == "act":
+        return torch.argsort(diagonal_M, descending=True, stable=True)
+    groups_Qg = split_groups(diagonal_M[None], recipe.group)[0]
+    within_Qg = torch.argsort(groups_Qg, dim=1, descending=True, stable=True)
+    starts_Q1 = torch.arange(len(groups_Qg), device=diagonal_M.device)[:, None] * groups_Qg.shape[1]
+    first_Q = torch.argsort(groups_Qg.amax(1), descending=True, stable=True)
+    return (within_Qg + starts_Q1)[first_Q].flatten()
 
 
 @dataclass(slots=True)
@@ -98,7 +111,7 @@ def solve(weight_NM: Tensor, hessian: Hessian, recipe: Recipe) -> Weight:
     step = _batch_columns(recipe)
     for start in range(0, len(order), step):
         stop = min(start + step, len(order))
-        errors = _solve_span(columns, (start, stop), hessian.upper, grid, None if recipe.act_order else recipe)
+        errors = _solve_span(columns, (start, stop), hessian.upper, grid, None if recipe.order == "act" else recipe)
         columns.weight_NM[:, stop:] -= errors @ hessian.upper[start:stop, stop:]
     codes = torch.empty_like(columns.codes_NM)
     codes[:, order] = columns.codes_NM
@@ -121,7 +134,7 @@ def _solve_span(columns: _Columns, span: tuple[int, int], upper: Tensor, grid: G
     errors, top = torch.empty_like(work), grid.top
     for i in range(stop - start):
         place = columns.places[start + i]
-        if late is not None and place % (late.group or len(columns.places)) == 0:
+        if late is not None and (start + i) % (late.group or len(columns.places)) == 0:
             _refit(grid, columns, work, (start, i), late)
         scales, zeros = grid.column(place)
         codes = (torch.round(work[:, i] / scales) + zeros).clamp(0, top)
@@ -138,5 +151,5 @@ def _refit(grid: Grid, columns: _Columns, work: Tensor, at: tuple[int, int], rec
     first = start + i
     current = torch.cat([work[:, i : i + size], columns.weight_NM[:, start + work.shape[1] : first + size]], 1)
     fresh = make_grid(current[:, :size], recipe)
-    group = first // size
+    group = columns.places[first] // size
     grid.scales_NQ[:, group], grid.zeros_NQ[:, group] = fresh.scales_NQ[:, 0], fresh.zeros_NQ[:, 0]

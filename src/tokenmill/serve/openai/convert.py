@@ -56,6 +56,8 @@ def completion_job(
         logprobs=body.logprobs is not None,
         top_logprobs=body.logprobs or 0,
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+        # lm-eval takes the last entry for the one token it asks for, even where that ends the answer.
+        stop_logprob=bool(body.echo),
     )
     requests = []
     for prompt in body.prompt:

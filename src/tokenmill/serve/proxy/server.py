@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +56,22 @@ def build_proxy(options: ProxyOptions) -> FastAPI:
     return app
 
 
+class ProxyServer(uvicorn.Server):
+    """uvicorn's server, but a signal that was obeyed is not raised again: a drained proxy ends with 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+
 def run_proxy(options: ProxyOptions, say: Callable[[str], Any] = sys.stdout.write) -> int:
     """Serves until a signal, then lets answers finish. Raises ConfigError for an address that cannot be used."""
     server, listener = proxy_server(options)
@@ -76,4 +94,4 @@ def proxy_server(options: ProxyOptions) -> tuple[uvicorn.Server, socket.socket]:
         timeout_keep_alive=options.keep_alive_s, timeout_graceful_shutdown=int(options.drain_timeout_s),
         server_header=False, proxy_headers=False, ssl_keyfile=key, ssl_certfile=certificate,
     )  # fmt: skip
-    return uvicorn.Server(config), listener
+    return ProxyServer(config), listener
