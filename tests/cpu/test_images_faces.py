@@ -42,9 +42,9 @@ def test_pairs_of_text_and_image(pipe: Pipeline, tmp_path: Path) -> None:
     url = data_url(encoded(TALL))
     part = {"type": "image_url", "image_url": {"url": url}}
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "what"}]}]
-    given = [("what", TALL), (TALL, "what"), ("what", [TALL]), ("what", str(path)), ("what", url)]
+    given = [("what", TALL), (TALL, "what"), ("what", [TALL]), ("what", str(path)), ("what", url), (url, "what")]
     answers = [answer.token_ids for answer in pipe([*given, messages], gen_config=GREEDY)]
-    assert len(answers) == 6 and all(ids == answers[0] and len(ids) == 4 for ids in answers)
+    assert len(answers) == 7 and all(ids == answers[0] and len(ids) == 4 for ids in answers)
     single = pipe(("what", [TALL, WIDE]), gen_config=GREEDY)
     assert single.token_ids != answers[0] and single.input_token_len > 14 * 4
 

@@ -1,11 +1,7 @@
-<<<<<<< HEAD
-"""What a user gives a pipeline, sorted: one prompt or several; text, text with images, messages or token ids."""
-=======
 """What a user gives a pipeline, sorted: one prompt or several; text, messages, token ids, or text with images. Pure.
 
 Images are Pillow's, or where one is: a URL, a data URL, a path. They stand in front of the text.
 """
->>>>>>> main
 
 from __future__ import annotations
 
@@ -49,39 +45,15 @@ def per_prompt(config: GenerationConfig | list[GenerationConfig], count: int) ->
 def _prompt(item: Any) -> Prompt:
     if isinstance(item, str):
         return item
+    if isinstance(item, tuple):
+        return (with_images(item),)
     if _is_ids(item) or _is_messages(item):
         return tuple(item)
-<<<<<<< HEAD
-    if isinstance(item, tuple) and len(item) == 2:
-        return (with_images(*item),)
-=======
->>>>>>> main
     raise ConfigError(
         f"{str(item)[:60]!r} is no prompt; give a text, (text, images), a list of messages, or a list of token ids"
     )
 
 
-<<<<<<< HEAD
-def with_images(text: Any, images: Any) -> Message:
-    """LMDeploy's pair of a text and an image or several, in either order, as one message: images first."""
-    if not isinstance(text, str):
-        text, images = images, text
-    if not isinstance(text, str):
-        raise ConfigError(f"a pair of {type(text).__name__} and {type(images).__name__} has no text; give both")
-    several = images if isinstance(images, list | tuple) else [images]
-    return {"role": "user", "content": [*map(_image, several), {"type": "text", "text": text}]}
-
-
-def _image(image: Any) -> Message:
-    """URLs are fetched by the engine under its own rules; this program's files and images are handed over."""
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:")):
-        return {"type": "image_url", "image_url": {"url": image}}
-    if not isinstance(image, str) and not hasattr(image, "convert"):
-        raise ConfigError(f"an image is a {type(image).__name__}; give a path, a URL or a PIL image")
-    data = io.BytesIO()
-    load_image(image).save(data, "PNG")
-    return {"type": "image", "image": data.getvalue()}
-=======
 def with_images(pair: tuple[Any, ...]) -> Message:
     """A user message of (text, image), (text, [images]) or either turned round. Raises ConfigError on anything else."""
     if len(pair) != 2:
@@ -107,7 +79,6 @@ def _png(image: Any) -> bytes:
     out = io.BytesIO()
     (image if image.mode in ("RGB", "RGBA", "L", "P") else image.convert("RGB")).save(out, "PNG")
     return out.getvalue()
->>>>>>> main
 
 
 def _is_ids(value: Any) -> bool:

@@ -139,5 +139,5 @@ class Session:
 
 def _as_messages(prompt: Any) -> list[Message]:
     if isinstance(prompt, tuple):
-        return [with_images(*prompt)]
+        return [with_images(prompt)]
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
