@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float16", "bfloat16")
 DEVICES = ("auto", "cuda", "cpu")
+WORK_DIR = Path("./work_dir")
 # A search runs a module 40 times over these tokens: seconds a layer on a GPU, minutes on two cores.
 SEARCH_TOKENS = {"cuda": 16_384, "cpu": 4_096}
 
@@ -33,7 +34,7 @@ class Defaults:
 def add_common(parser: Parser, defaults: Defaults = Defaults()) -> None:
     """The options of every `lite` verb, LMDeploy's and ours."""
     parser.add_argument("model", help="a checkpoint folder, a hub name, or demo")
-    parser.add_argument("--work-dir", type=Path, default=Path("./work_dir"), help="where to write; must not exist")
+    parser.add_argument("--work-dir", type=Path, default=WORK_DIR, help="where to write; must not exist")
     parser.add_argument(
         "--calib-dataset", default="python-docs",
         help="a txt, jsonl, parquet or npy file; names such as ptb or wikitext2 are accepted, and Python's own "

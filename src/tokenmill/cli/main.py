@@ -49,7 +49,7 @@ _SERVE = Group(
     {
         "api_server": Verb("serve_api_server", "an OpenAI-compatible HTTP server"),
         "api_client": Verb("serve_api_client", "chat in the terminal with a running server"),
-        "gradio": Verb("", "a web page to chat with", later="chat in the terminal: tokenmill serve api_client URL"),
+        "gradio": Verb("serve_gradio", "a web page to chat with a model or a server"),
         "proxy": Verb("serve_proxy", "one address before many servers"),
     },
 )
