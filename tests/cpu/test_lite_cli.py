@@ -42,6 +42,20 @@ def test_command_lines(tmp_path, model, case, capsys):
     assert main(["verify", str(tmp_path / "out")]) == 0
 
 
+def test_the_first_generation_s_two_steps(tmp_path, model, capsys):
+    """calibrate, then auto_awq into the same folder: the statistics stay, beside it, whether it works or not."""
+    work, kept = tmp_path / "w", tmp_path / "w-calibration"
+    assert main(["lite", "calibrate", str(model), "--work_dir", str(work), *SMALL]) == 0
+    names = {file.name for file in work.iterdir()}
+    words = ["lite", "auto_awq", str(model), str(work), "--w_sym", "False", "--w_group_size", "128", *SMALL]
+    assert main([*words, "--w_bits", "5"]) == 2 and {file.name for file in work.iterdir()} == names
+    assert main([*words, "--work-dir", str(tmp_path / "other")]) == 2
+    assert main([*words, "--w_bits", "4"]) == 0
+    verify(work)
+    assert {file.name for file in kept.iterdir()} == names and f"is now in {kept}" in capsys.readouterr().err
+    assert main([*words, "--w_bits", "4"]) == 2
+
+
 def test_errors_are_one_line(tmp_path, model, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for options, word in (

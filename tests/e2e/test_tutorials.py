@@ -128,12 +128,6 @@ def test_the_openai_script(model: Path) -> None:
 
 
 def test_awq_from_checkpoint_to_chat(model: Path, chat, tmp_path: Path) -> None:
-    from tokenmill.cli.main import TABLE, Group, find
-
-    lite = TABLE["lite"]
-    verb = find(lite.verbs, "auto_awq") if isinstance(lite, Group) else None
-    if verb is None or getattr(verb, "later", ""):
-        pytest.skip("lite auto_awq is not served yet")
     command = f"lite auto_awq {model} --calib-dataset ptb --calib-samples 4 --calib-seqlen 64 --w-bits 4 "
     assert main(shlex.split(f"{command} --w-group-size 128 --batch-size 1 --search-scale False --work-dir DIR")) == 0
     code, out, err = chat("chat DIR --model-format awq --cache-max-entry-count 0.5")

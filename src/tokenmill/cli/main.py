@@ -27,11 +27,10 @@ DEFECT = 70
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One command. `module` is below tokenmill.cli; `later` verbs are known to LMDeploy's users but not served yet."""
+    """One command. `module` is below tokenmill.cli."""
 
     module: str
     help: str
-    later: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +111,7 @@ def describe(table: Table | dict[str, Verb], prog: str) -> str:
     """The help text of a table of verbs."""
     lines = [f"usage: {prog} COMMAND ... (each has its own --help)", ""]
     for name, entry in table.items():
-        shown = f"{entry.help} (not yet)" if isinstance(entry, Verb) and entry.later else entry.help
-        lines.append(f"  {name:<16} {shown}")
+        lines.append(f"  {name:<16} {entry.help}")
     if prog == "tokenmill":
         lines += ["", "  -v, --version    the version"]
     return "\n".join(lines)
@@ -137,9 +135,6 @@ def parse(verb: Verb, name: str, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run_verb(verb: Verb, name: str, argv: Sequence[str]) -> int:
-    if verb.later:
-        print(f"error: {name} is not part of Tokenmill {__version__}; instead, {verb.later}", file=sys.stderr)
-        return USAGE_ERROR
     return int(import_module(f"tokenmill.cli.{verb.module}").run(parse(verb, name, argv)))
 
 

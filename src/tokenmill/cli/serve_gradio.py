@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenmill.serve.ui.conversation import Talk
 
 IGNORED = {"--batch-size": "batches form by themselves; --max-batch-size limits them"}
-NOT_SERVED = {"--share": Later("a public link goes through another company's servers", ("false",))}
+NOT_SERVED = {"--share": Later("a public link goes through another company's servers", ("false", "False", "0"))}
 
 
 def add_arguments(parser: Parser) -> None:

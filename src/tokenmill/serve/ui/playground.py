@@ -99,7 +99,7 @@ def build_page(playground: Playground) -> Any:
         asked = box.submit(playground.say, [box, shown], [box, shown], api_name="say")
         answered = asked.then(playground.answer, [shown, *sliders], shown, api_name="answer")
         cancel.click(None, None, None, cancels=[answered])
-        reset.click(lambda: [], None, shown, cancels=[answered], api_name="reset")
+        reset.click(list, None, shown, cancels=[answered], api_name="reset")
     return page.queue(max_size=QUEUE, default_concurrency_limit=AT_ONCE)
 
 

@@ -1,0 +1,44 @@
+"""The fast rows of `scripts/tutorials.py`: tutorial commands as typed, each in its own process, each with exit 0."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "tutorials.py"
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tutorials", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules["tutorials"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_fast_rows(tmp_path: Path) -> None:
+    for port in (23333, 6006):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"the tutorials' port {port} is in use on this machine")
+    tutorials = script()
+    rows = [seen for seen, _ in tutorials.run_rows(tmp_path, fast=True)]
+    assert len(rows) >= 8 and all(row.ok and row.line for row in rows), rows
+    # Where gradio is not installed its row is one line that says how to install it.
+    assert {row.code for row in rows if "gradio" not in row.command} == {0}
+    assert any("12 + 30" in row.line for row in rows), "the demo model's answer is the line of its chat"
+
+
+def test_the_page_holds_every_row() -> None:
+    tutorials = script()
+    text = tutorials.PAGE.read_text(encoding="utf-8")
+    for row in tutorials.ROWS:
+        for command in (row.command, *row.clients):
+            assert f"`tokenmill {command}` | " in text, f"run scripts/tutorials.py: {command} is not there"
