@@ -61,14 +61,10 @@ class Playground:
                     said += cleaner.feed(piece.text)
                     yield [*turns, {"role": "assistant", "content": said}]
         except TokenmillError as error:
-            raise as_shown(error) from None
+            # gradio puts this before the visitor.
+            import gradio
 
-
-def as_shown(error: TokenmillError) -> Exception:
-    """The error as gradio puts it before the visitor."""
-    import gradio
-
-    return gradio.Error(str(error), print_exception=False)
+            raise gradio.Error(str(error), print_exception=False) from None
 
 
 def plain(shown: list[Message]) -> list[Message]:
