@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from tests.support.scripted_talk import ScriptedTalk
 
 from tokenmill.serve.ui.clean import MAX_SEQUENCE, Cleaner, clean
-from tokenmill.serve.ui.conversation import BOUNDS, Conversation, run_command
+from tokenmill.serve.ui.conversation import BOUNDS, Conversation, Message, Piece, Settings, run_command
 from tokenmill.serve.ui.talk import new_part
-from tokenmill.serve.ui.terminal import PROMPT, PipeReader, Terminal
+from tokenmill.serve.ui.terminal import FULL, PROMPT, PipeReader, Terminal
 
 
 async def chat(talk: ScriptedTalk, typed: str, conversation: Conversation | None = None) -> str:
@@ -168,3 +169,16 @@ def test_images_go_with_the_next_question(tmp_path: Path) -> None:
     talk.say("and now?")
     assert talk.turns[1]["content"] == "and now?" and talk.take_back() == "and now?"
     assert talk.take_back() == "[image] [image] what?"
+
+
+@pytest.mark.parametrize(("texts", "warns"), [(["ab"], False), ([""], True)])
+async def test_a_full_session_is_told_by_an_empty_answer(texts: list[str], warns: bool) -> None:
+    """A server sends its count behind the finish, and others send none: an answer that was cut is no full session."""
+
+    class Cut(ScriptedTalk):
+        async def answer(self, messages: tuple[Message, ...], settings: Settings) -> AsyncIterator[Piece]:
+            for text in texts:
+                yield Piece(text, "length", 0)
+            yield Piece("", None, len("".join(texts)))
+
+    assert (FULL in await chat(Cut(), "hi\n\nexit\n")) == warns

@@ -172,15 +172,16 @@ class Terminal:
 
     async def _stream(self, said: list[str]) -> None:
         cleaner = Cleaner()
-        started, tokens = time.perf_counter(), 0
+        started, tokens, finish = time.perf_counter(), 0, None
         pieces = self._talk.answer(self.conversation.messages(), self.conversation.settings)
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 said.append(piece.text)
                 self._write(clean(piece.echo) + cleaner.feed(piece.text))
-                tokens = piece.completion_tokens or tokens
-                if piece.finish == "length" and tokens == 0:
-                    self._write(FULL)
+                tokens, finish = piece.completion_tokens or tokens, piece.finish or finish
+        # A server tells the count behind the finish, and others tell none.
+        if finish == "length" and tokens == 0 and not any(said):
+            self._write(FULL)
         self._write("\n\n")
         if sys.stderr.isatty() and tokens:
             rate = tokens / max(time.perf_counter() - started, 1e-9)
