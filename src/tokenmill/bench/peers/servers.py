@@ -19,9 +19,9 @@ import httpx
 from tokenmill.bench.compare import OURS
 from tokenmill.bench.peers.contract import Settings
 from tokenmill.bench.peers.parent import Process, last_words, started
+from tokenmill.bench.serve import COMPLETIONS, GENERATE
 from tokenmill.errors import ConfigError, RequestError
 
-COMPLETIONS, GENERATE = "/v1/completions", "/generate"
 LMDEPLOY_KV = {"auto": "0", "int4": "4", "int8": "8"}
 
 
@@ -66,18 +66,9 @@ def _vllm(settings: Settings, port: str) -> tuple[list[str], str]:
     if settings.kv not in ("auto", "fp8"):
         raise ConfigError(f"vllm has no KV cache like {settings.kv!r}; it has auto, fp8")
     context = ["--max-model-len", str(settings.max_model_tokens)] if settings.max_model_tokens else []
-    words = [
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        settings.model,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        port,
-    ]
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", port]
     flags = [
-        "--dtype", settings.dtype, "--kv-cache-dtype", settings.kv, "--max-num-seqs", str(settings.max_rows),
+        "--model", settings.model, "--dtype", settings.dtype, "--kv-cache-dtype", settings.kv, "--max-num-seqs", str(settings.max_rows),
         "--gpu-memory-utilization", str(settings.memory_frac), "--tensor-parallel-size", str(settings.tp),
         "--no-enable-prefix-caching", "--disable-log-stats",
     ]  # fmt: skip
@@ -92,12 +83,14 @@ def serving(engine: str, settings: Settings, packages: Path | None, limit_s: flo
         port = probe.getsockname()[1]
     line, route = command(engine, settings, port)
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
-        with started(line, engine, packages, words, output=words) as process:
-            if not _ready(url, process, time.monotonic() + limit_s):
-                state = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
-                raise RequestError(f"{engine}'s server {state} after {limit_s:g} s at most: {last_words(words)}", 503)
-            yield Served(url, route)
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words,
+        started(line, engine, packages, words, output=words) as process,
+    ):
+        if not _ready(url, process, time.monotonic() + limit_s):
+            state = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
+            raise RequestError(f"{engine}'s server {state} within {limit_s:g} s: {last_words(words)}", 503)
+        yield Served(url, route)
 
 
 def _ready(url: str, process: Process, deadline: float) -> bool:

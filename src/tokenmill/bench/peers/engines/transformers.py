@@ -70,11 +70,12 @@ class Peer:
         ids = self.torch.tensor([[0] * pad + list(i.prompt_ids) for pad, i in zip(pads, items, strict=True)])
         mask = self.torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
         drawn = {"do_sample": True, "temperature": workload.temperature, "top_p": workload.top_p, "top_k": 0}
-        config = GenerationConfig(
+        made: Any = GenerationConfig
+        config = made(
             max_new_tokens=most, eos_token_id=None, pad_token_id=0, **(drawn if workload.temperature else {})
         )
         # What a checkpoint says of stop tokens and sampling would be laid under the config.
-        self.model.generation_config = GenerationConfig()
+        self.model.generation_config = made()
         steps = Steps()
         with self.torch.inference_mode():
             self.model.generate(
