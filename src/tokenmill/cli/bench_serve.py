@@ -37,20 +37,24 @@ def add_arguments(parser: Parser) -> None:
     add_engine_flags(parser)
 
 
-async def measure(args: argparse.Namespace, url: str, route: str = "/v1/completions") -> list[Summary]:
+async def measure(args: argparse.Namespace, url: str, route: str | None = None) -> list[Summary]:
+    """`route` is given for a server that was just started: it gets a few short requests first."""
     from tokenmill.bench import report, serve, workload
 
     found = []
     key = args.api_key or next(iter(env.api_keys()), None)
     async with serve.open_client(url, key) as client:
         model = args.model_name or await first_model(client)
+        if route:
+            warm = workload.Workload("warm-up", workload.warm_items(args.vocab_size))
+            await serve.run_workload(client, warm, model, serve.Load(route=route))
         for name in args.workload:
             for made in workload.parse(name, args.vocab_size, args.engine_model_max_model_tokens):
                 for rate in args.request_rate or [None]:
-                    load = serve.Load(rate, args.concurrency, route=route)
+                    load = serve.Load(rate, args.concurrency, route=route or serve.COMPLETIONS)
                     found.append(await serve.run_workload(client, made, model, load))
                     if args.output_file:
-                        about = {"server": url, "model": model, "rate": rate, "route": route}
+                        about = {"server": url, "model": model, "rate": rate, "route": load.route}
                         report.append(args.output_file, [report.record(found[-1], about)])
                     if found[-1].failed:
                         print(f"{found[-1].failed} requests failed, the first with: {found[-1].first_error}")

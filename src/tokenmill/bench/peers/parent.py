@@ -82,6 +82,9 @@ def started(
         yield process
     finally:
         end_group(process)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def run_job(job: Job, packages: Path | None = None, limit_s: float = 900.0) -> Told:

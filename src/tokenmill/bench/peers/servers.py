@@ -68,7 +68,8 @@ def _vllm(settings: Settings, port: str) -> tuple[list[str], str]:
     context = ["--max-model-len", str(settings.max_model_tokens)] if settings.max_model_tokens else []
     words = ["-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", port]
     flags = [
-        "--model", settings.model, "--dtype", settings.dtype, "--kv-cache-dtype", settings.kv, "--max-num-seqs", str(settings.max_rows),
+        "--model", settings.model, "--dtype", settings.dtype, "--kv-cache-dtype", settings.kv,
+        "--max-num-seqs", str(settings.max_rows),
         "--gpu-memory-utilization", str(settings.memory_frac), "--tensor-parallel-size", str(settings.tp),
         "--no-enable-prefix-caching", "--disable-log-stats",
     ]  # fmt: skip
