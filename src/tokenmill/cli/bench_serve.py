@@ -19,6 +19,7 @@ from tokenmill.cli.table import table
 from tokenmill.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
+    from tokenmill.bench.peers.servers import Served
     from tokenmill.bench.timeline import Summary
 
 
@@ -37,24 +38,24 @@ def add_arguments(parser: Parser) -> None:
     add_engine_flags(parser)
 
 
-async def measure(args: argparse.Namespace, url: str, route: str | None = None) -> list[Summary]:
-    """`route` is given for a server that was just started: it gets a few short requests first."""
+async def measure(args: argparse.Namespace, served: Served) -> list[Summary]:
+    """A server that was just started gets a few short requests first."""
     from tokenmill.bench import report, serve, workload
 
     found = []
     key = args.api_key or next(iter(env.api_keys()), None)
-    async with serve.open_client(url, key) as client:
+    async with serve.open_client(served.url, key) as client:
         model = args.model_name or await first_model(client)
-        if route:
+        if served.engine:
             warm = workload.Workload("warm-up", workload.warm_items(args.vocab_size))
-            await serve.run_workload(client, warm, model, serve.Load(route=route))
+            await serve.run_workload(client, warm, model, serve.Load(route=served.route))
         for name in args.workload:
             for made in workload.parse(name, args.vocab_size, args.engine_model_max_model_tokens):
                 for rate in args.request_rate or [None]:
-                    load = serve.Load(rate, args.concurrency, route=route or serve.COMPLETIONS)
+                    load = serve.Load(rate, args.concurrency, route=served.route)
                     found.append(await serve.run_workload(client, made, model, load))
                     if args.output_file:
-                        about = {"server": url, "model": model, "rate": rate, "route": load.route}
+                        about = {"server": served.url, "engine": served.engine, "model": model, "rate": rate}
                         report.append(args.output_file, [report.record(found[-1], about)])
                     if found[-1].failed:
                         print(f"{found[-1].failed} requests failed, the first with: {found[-1].first_error}")
@@ -73,7 +74,9 @@ async def first_model(client: object) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    from tokenmill.bench.peers.servers import Served
     from tokenmill.bench.report import HEADERS, append, row
+    from tokenmill.bench.serve import COMPLETIONS
 
     if bool(args.url) == bool(args.model):
         raise ConfigError("say which server: a URL, or --start MODEL for one that is started here; one of the two")
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output_file:
         append(args.output_file, [])  # a folder that cannot be written to is found out now
     if args.model:
-        return serve_all(args, lambda served: asyncio.run(measure(args, served.url, served.route)))
-    print(table(HEADERS, [row(found) for found in asyncio.run(measure(args, args.url))]))
+        return serve_all(args, lambda served: asyncio.run(measure(args, served)))
+    there = Served("", args.url, COMPLETIONS)
+    print(table(HEADERS, [row(found) for found in asyncio.run(measure(args, there))]))
     return 0

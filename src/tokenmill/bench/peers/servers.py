@@ -27,6 +27,9 @@ LMDEPLOY_KV = {"auto": "0", "int4": "4", "int8": "8"}
 
 @dataclass(frozen=True, slots=True)
 class Served:
+    """A server and what takes token ids there. `engine`: whose it is, where it was started for a measurement."""
+
+    engine: str
     url: str
     route: str
 
@@ -91,7 +94,7 @@ def serving(engine: str, settings: Settings, packages: Path | None, limit_s: flo
         if not _ready(url, process, time.monotonic() + limit_s):
             state = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
             raise RequestError(f"{engine}'s server {state} within {limit_s:g} s: {last_words(words)}", 503)
-        yield Served(url, route)
+        yield Served(engine, url, route)
 
 
 def _ready(url: str, process: Process, deadline: float) -> bool:
