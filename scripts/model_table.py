@@ -75,7 +75,8 @@ COLUMNS = (
 )  # fmt: skip
 FOOT = """
 AWQ, GPTQ, FP8: a folder stored so computes what its dequantized numbers do (yes), within the limit of {limit:g} of the
-logits' size. `lite` makes such folders for families whose layers are plain attention and one gated MLP. KV: mean KL
+logits' size. `lite` makes such folders for families whose layers are plain attention and one gated MLP; of mixtral,
+qwen2_moe and qwen3_moe by `--method rtn`, blocked_fp8 and smooth_quant's fp8. KV: mean KL
 divergence in nats a token against the plain cache, of random weights, whose attention is far from a trained model's.
 The template is the tiny folder's own (ChatML); builtin templates are compared with published forms in
 `tests/cpu/test_templates.py`.

@@ -1,10 +1,12 @@
 """The `lite` verbs as people type them: LMDeploy's command lines run unchanged, errors are one line."""
 
 import json
+import shlex
 
 import pytest
 import torch
 
+from tokenmill.cli import lite
 from tokenmill.cli.main import main
 from tokenmill.models.tiny import make_tiny
 from tokenmill.weights.export import verify
@@ -40,6 +42,21 @@ def test_command_lines(tmp_path, model, case, capsys):
     out, err = capsys.readouterr()
     assert '"held_out"' in out and "2/2 blocks" in err and "next: tokenmill chat" in out
     assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+def test_the_tutorial_line_as_typed(tmp_path, monkeypatch):
+    """What it asks for; the same line in small runs above."""
+    seen = []
+    monkeypatch.setattr(lite, "quantize", lambda args, recipe: seen.append((args, recipe)) or 0)
+    line = (
+        "lite auto_awq DIR --calib-dataset 'ptb' --calib-samples 128 --calib-seqlen 2048 --w-bits 4 "
+        f"--w-group-size 128 --batch-size 1 --search-scale False --work-dir {tmp_path / 'out'}"
+    )
+    assert main(shlex.split(line)) == 0
+    args, recipe = seen[0]
+    assert (args.model, args.calib_dataset, args.calib_samples, args.calib_seqlen) == ("DIR", "ptb", 128, 2048)
+    assert (recipe.method, recipe.bits, recipe.group, args.batch_size) == ("awq+gptq", 4, 128, 1)
+    assert args.work_dir == tmp_path / "out" and args.search_scale is False
 
 
 def test_errors_are_one_line(tmp_path, model, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -23,11 +23,12 @@ from tokenmill.api.configs import (
     PytorchEngineConfig,
     TurbomindEngineConfig,
 )
+from tokenmill.api.loop import LoopThread
 from tokenmill.api.pipeline import Pipeline
 from tokenmill.api.prompts import sort_prompts
 from tokenmill.api.response import Response
 from tokenmill.api.scoring import windows
-from tokenmill.errors import ConfigError
+from tokenmill.errors import ConfigError, EngineDeadError
 from tokenmill.types import TextRequest
 
 PUBLIC = [
@@ -213,6 +214,44 @@ def test_chat_remembers(pipe: Opened) -> None:
     assert session.history[-1] == ("third", "third")
     session.close()
     assert session.history == [] and session.response is None
+
+
+def test_a_refused_question_is_not_remembered() -> None:
+    """It would be part of every later turn, and have them refused too."""
+    with opened(max_model_tokens=64) as pipe:
+        session = pipe.chat("much too long " * 50)
+        assert session.response is not None and session.response.finish_reason == "error" and session.history == []
+        assert pipe.chat("short", session).response.text == "short"
+        assert session.history == [("short", "short")]
+
+
+def test_closing_ends_a_stream_that_another_thread_reads() -> None:
+    loop, heard = LoopThread("test-loop"), []
+
+    async def never() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    def read() -> None:
+        with pytest.raises(EngineDeadError, match="closed"):
+            heard.extend(loop.iterate(never()))
+        heard.append("end")
+
+    async def aread() -> None:
+        with pytest.raises(EngineDeadError, match="closed"):
+            async for item in loop.aiterate(never()):
+                heard.append(item)
+        heard.append("end")
+
+    readers = [threading.Thread(target=read, daemon=True), threading.Thread(target=asyncio.run, args=(aread(),))]
+    for reader in readers:
+        reader.daemon = True
+        reader.start()
+    time.sleep(0.2)
+    loop.close()
+    for reader in readers:
+        reader.join(5)
+    assert heard.count("end") == 2
 
 
 def test_get_ppl_is_mean_cross_entropy() -> None:

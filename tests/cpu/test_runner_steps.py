@@ -9,6 +9,7 @@ from tests.support.drive import GREEDY, Driver, blocks, chunk, init, ints
 from tests.support.tiny_runner import BLOCK, VOCAB, TinyModel, tiny_capacity, tiny_runner
 
 from tokenmill.engine.contract import Encode, Row
+from tokenmill.runner import extras
 from tokenmill.types import Sampling, Want
 
 PROMPT = [5, 17, 3, 44, 90, 2, 61, 8, 8, 33, 71]
@@ -176,7 +177,9 @@ def test_prompt_log_probabilities(driver, chunks):
     assert np.concatenate([e.prompt_top_ids for e in got]).tolist() == reference.topk(2).indices.tolist()
 
 
-def test_logits_hidden_and_pool(driver):
+@pytest.mark.parametrize("piece", [256, 3])
+def test_logits_hidden_and_pool(driver, monkeypatch, piece):
+    monkeypatch.setattr(extras, "CHUNK", piece)
     want = Want.LOGITS | Want.HIDDEN | Want.POOL
     result = driver.run(rows=[chunk(0, PROMPT, want=want)], inits=[init(0, PROMPT)], new_blocks=driver.take(0, 40))
     extra = result.extras[(0, 100)]

@@ -11,7 +11,9 @@ import psutil
 import pytest
 from tests.support.http_server import HELLO, Live, post, running, wait_for
 
+from tokenmill.errors import RequestError
 from tokenmill.serve.http import TransportLimits
+from tokenmill.serve.http.body import MAX_BRACKETS, MAX_COMMAS, decode
 
 CHAT = "/v1/chat/completions"
 TIGHT = TransportLimits(
@@ -291,3 +293,25 @@ def test_half_closed_and_reset_connections_leave_nothing(live: Live) -> None:
         connection.close()
     wait_for(lambda: not live.left(), 2, live.left)
     still_serves(live)
+
+
+MANY = {"commas": b'"zz":[' + b"1," * (MAX_COMMAS + 1) + b"1]", "lists": b'"zz":[' + b"[]," * MAX_BRACKETS + b"1]"}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_body_of_millions_of_values_holds_nobody_up(live: Live, name: str) -> None:
+    """32 MiB of such took the event loop 20 s, in which no stream moved and no health check was answered."""
+    body = b'{"model": "fake", "messages": "a", ' + MANY[name] + b"}"
+    start = time.monotonic()
+    reply = live.client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 413 and reply.json()["error"]["code"] == "body_too_large"
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("number", [-(1 << 63) - 1, 1 << 63])
+def test_integers_are_found_wherever_they_stand(number: int) -> None:
+    for value in ({"a": number}, {"a": [1, 2, number]}, {"a": ["x", True, {"b": [None, number, 2.5]}]}):
+        with pytest.raises(RequestError, match="beyond 64 bits"):
+            decode(json.dumps(value).encode())
+    good = {"a": [number // 2, 1.5, [True, None, {"b": -1}]], "c": "1"}
+    assert decode(json.dumps(good).encode()) == good

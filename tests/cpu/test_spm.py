@@ -72,7 +72,7 @@ def test_special_tokens_are_found_in_text(folder: Path, pair: Pair, legacy: bool
 
 
 def test_what_is_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+    with pytest.raises(FormatError, match=r"has no tokenizer: no tokenizer\.json, tokenizer\.model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"garbage")
     with pytest.raises(FormatError, match=r"tokenizer\.model"):

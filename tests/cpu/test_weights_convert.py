@@ -233,6 +233,35 @@ def test_killed_at_any_point_leaves_nothing_that_loads(tmp_path):
     assert not (tmp_path / "dst.partial").exists()
 
 
+def test_the_partial_folder_is_locked_until_it_has_its_name(tmp_path, monkeypatch):
+    """A second writer that comes between the last file and the rename must not take the folder for a dead one's."""
+    sync, met = export._sync_folder, []
+
+    def meet(folder):
+        if folder.name == "m.partial":
+            with pytest.raises(ConfigError, match="being written by another process"), staged(tmp_path / "m"):
+                pass
+            met.append(folder)
+        sync(folder)
+
+    monkeypatch.setattr(export, "_sync_folder", meet)
+    with staged(tmp_path / "m") as out:
+        out.add("x", torch.zeros(2))
+        out.add_json("config.json", {})
+        out.finish({})
+    verify(tmp_path / "m")
+    assert met and export.LOCK not in os.listdir(tmp_path / "m")
+
+
+def test_a_link_in_place_of_the_partial_folder_is_not_emptied(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").write_text("x")
+    (tmp_path / "m.partial").symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match="is a link"), staged(tmp_path / "m"):
+        pass
+    assert (tmp_path / "other" / "mine").read_text() == "x" and (tmp_path / "m.partial").is_symlink()
+
+
 def test_two_writers_do_not_meet(tmp_path):
     with staged(tmp_path / "m") as out:
         with pytest.raises(ConfigError, match="being written by another process"), staged(tmp_path / "m"):

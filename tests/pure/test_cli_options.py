@@ -123,7 +123,7 @@ def test_groups_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_and_later_verbs_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in (["nope"], ["serve", "nope"], ["serve", "gradio", "x"], ["lite", "calibrate", "x"]):
+    for argv in (["nope"], ["serve", "nope"], ["serve", "gradio", "x"]):
         assert main(argv) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("error: ") and shown.count("\n") == 1

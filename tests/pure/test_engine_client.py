@@ -121,6 +121,9 @@ async def test_refusals_are_raised(engine: EngineClient) -> None:
     assert caught.value.status == 400 and caught.value.code == "context_length_exceeded"
     with pytest.raises(RequestError, match="64 bits|cannot be sent"):
         await everything(engine, request("seeded", sampling=Sampling(seed=1 << 70)))
+    with pytest.raises(RequestError, match="top_k is 2147483648"):
+        # A runner keeps it in 32 bits.
+        await everything(engine, request("wide", sampling=Sampling(top_k=1 << 31)))
     stream = engine.generate(request("twin", 5, 50))
     await anext(stream)
     with pytest.raises(RequestError, match="ids must differ"):

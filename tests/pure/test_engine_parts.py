@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import OrderedDict
 from dataclasses import replace
 from random import Random
@@ -17,8 +18,10 @@ from tokenmill.config import CacheConfig, EngineConfig, SchedulerConfig
 from tokenmill.engine import wire
 from tokenmill.engine.blocks import BlockPool, extend_keys, root_key
 from tokenmill.engine.budget import Budget
+from tokenmill.engine.child import Child
 from tokenmill.engine.contract import RopeBase, Stats, StepCost, StepOutputs
 from tokenmill.engine.echo import EchoEngine, EchoOptions
+from tokenmill.engine.stream import Stream
 from tokenmill.errors import CapacityError, EngineDeadError, RequestError
 from tokenmill.types import Finish, GrammarSpec, MediaRef, Request, Sampling, StepOutput, Stop, Want
 
@@ -235,6 +238,35 @@ def test_frames_are_bounded_and_only_known_arrays_travel() -> None:
     odd = StepOutputs(none.astype(np.int64), none, none, none.astype(np.int8), {1: {"x": np.asarray([object()])}})
     with pytest.raises((NotImplementedError, wire.WireError), match="object"):
         wire.pack(wire.outputs_record(odd))
+
+
+def test_arrays_that_fit_into_no_frame_end_their_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of a whole prompt may be larger than a frame: the loop, which publishes, goes on."""
+    monkeypatch.setattr(wire, "MOST_FRAME_BYTES", 1000)
+    ours, theirs = socket.socketpair()
+    child = Child(theirs)
+    extras = {7: {"logits": np.ones((2, 100), np.float32)}, 8: {"logits": np.ones((3, 100), np.float32)}}
+    step = StepOutputs(np.asarray([7, 8, 9]), np.asarray([2, 1, 0], np.int32), np.asarray([4, 5, 6], np.int32),
+                       np.asarray([-1, -1, 1], np.int8), extras)  # fmt: skip
+    child._publish(step)
+    with ours, theirs, ours.makefile("rb") as stream:
+        heard = []
+        for _ in range(3):
+            record = wire.read_from_engine(stream.read(wire.body_length(stream.read(4))))
+            assert isinstance(record, wire.Outputs)
+            heard.append(wire.step_outputs(record))
+    assert [(row.handles.tolist(), row.tokens.tolist()) for row in heard] == [([7], [4, 5]), ([8], []), ([9], [])]
+    assert [list(Finish)[row.finishes[0]] if row.finishes[0] >= 0 else None for row in heard] == [
+        None, Finish.ERROR, list(Finish)[1]
+    ]
+    assert heard[0].extras[7]["logits"].shape == (2, 100) and "more than 1000 bytes" in heard[1].extras[8]["error"]
+
+
+def test_nothing_is_heard_after_the_end() -> None:
+    stream = Stream(Request("a", (1,)), 3)
+    stream.put([], Finish.ERROR, {"error": "too large"})
+    stream.put([], Finish.ABORT, None)
+    assert (stream.take().finish, stream.finish) == (Finish.ERROR, Finish.ERROR)
 
 
 def test_start_errors_cross_by_class() -> None:

@@ -7,6 +7,7 @@ import pytest
 from tokenmill.errors import RequestError
 from tokenmill.tokenize.builtins import ALIASES, OLD_NAMES, TEMPLATES
 from tokenmill.tokenize.choose import builtin, builtin_names, is_builtin
+from tokenmill.tokenize.messages import plain_messages
 from tokenmill.tokenize.naming import RULES, own_name, template_of
 from tokenmill.tokenize.template import PieceTemplate, TemplatePieces
 
@@ -135,3 +136,15 @@ def test_a_models_name_decides(path: str, name: str | None) -> None:
 
 def test_own_name() -> None:
     assert own_name("/a/models--org--name/snapshots/abc") == "org/name" and own_name("/a/b/") == "b"
+
+
+@pytest.mark.parametrize("call", [{"function": None}, {"function": "f"}, {"function": []}])
+def test_what_is_no_tool_call_is_refused(call: dict[str, object]) -> None:
+    with pytest.raises(RequestError, match="a tool call of a message is"):
+        plain_messages([{"role": "assistant", "content": None, "tool_calls": [call]}])
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"x": ' + "1" * 5000 + "}"], ids=["cut", "deep", "long number"])
+def test_arguments_that_are_no_json_stay_a_text(text: str) -> None:
+    message = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}
+    assert plain_messages([message])[0]["tool_calls"][0]["function"]["arguments"] == text

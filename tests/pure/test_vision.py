@@ -126,14 +126,23 @@ class Host(BaseHTTPRequestHandler):
             self.send_header("Location", f"/hop{int(kind[3:]) - 1}" if kind != "hop0" else "/ok.png")
             self.end_headers()
             return
+        if kind == "crawl":
+            self.say_slowly(b"HTTP/1.1 200 OK\r\nX: ")
+            return
         self.send_response(302 if kind == "inside" else 200)
         if kind == "inside":
             self.send_header("Location", "http://169.254.169.254/secret")
         self.end_headers()
         body = GOOD if kind == "ok.png" else bytes(3000) if kind == "big" else b""
-        try:
+        if kind == "slow":
+            self.say_slowly(body)
+        else:
             self.wfile.write(body)
-            for _ in range(100 if kind == "slow" else 0):
+
+    def say_slowly(self, start: bytes) -> None:
+        try:
+            self.wfile.write(start)
+            for _ in range(100):
                 self.wfile.write(b"x")
                 time.sleep(0.05)
         except OSError:
@@ -167,9 +176,10 @@ def test_fetching(host: tuple[str, MediaPolicy], monkeypatch: pytest.MonkeyPatch
     assert "public" in refused(fetch, f"{url}/inside", policy)
     small = MediaPolicy(policy.domains, most_bytes=1000, ports=policy.ports)
     assert "1000 bytes" in refused(fetch, f"{url}/big", small)
-    start = time.monotonic()
-    assert "in time" in refused(fetch, f"{url}/slow", policy)
-    assert time.monotonic() - start < 3
+    for slow in ("slow", "crawl"):
+        start = time.monotonic()
+        assert "in time" in refused(fetch, f"{url}/{slow}", policy)
+        assert time.monotonic() - start < 3
 
 
 def test_files_under_the_allowed_folder(tmp_path: Path) -> None:

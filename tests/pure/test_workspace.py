@@ -136,6 +136,15 @@ def test_only_our_own_workspace_is_replaced(model: Path) -> None:
     assert (folder / workspace.WEIGHTS / "config.ini").is_file()
 
 
+def test_a_workspace_of_a_workspace_leaves_the_first_alone(model: Path) -> None:
+    """Files are linked: its config.ini must not be written through the link."""
+    first = made(model) / workspace.WEIGHTS
+    (first / "config.ini").write_text("[llama]\nmodel_name = mine\n")
+    second = workspace.make_workspace("second", first, model.parent / "other")
+    assert (first / "config.ini").read_text() == "[llama]\nmodel_name = mine\n"
+    assert workspace.read_ini(second / workspace.WEIGHTS / "config.ini")["model_name"] == "second"
+
+
 def test_a_failure_leaves_the_old_one(model: Path) -> None:
     folder = made(model)
     (model / "config.json").unlink()

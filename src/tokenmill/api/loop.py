@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+from tokenmill.errors import EngineDeadError
+
 T = TypeVar("T")
 JOIN_S = 10.0
 
@@ -46,6 +48,7 @@ class LoopThread:
         """The items as they come. Leaving the iterator early closes `items`."""
         inbox: queue.SimpleQueue[_Item[T]] = queue.SimpleQueue()
         pump = self.submit(_pump(items, inbox))
+        pump.add_done_callback(lambda _: inbox.put(_cut_off()))
         try:
             while (item := inbox.get()).more:
                 yield item.value  # type: ignore[misc]
@@ -58,7 +61,9 @@ class LoopThread:
         """The same for a caller on another event loop, which is not held up."""
         here = asyncio.get_running_loop()
         inbox: asyncio.Queue[_Item[T]] = asyncio.Queue()
-        pump = self.submit(_pump(items, _Across(here, inbox)))
+        across = _Across(here, inbox)
+        pump = self.submit(_pump(items, across))
+        pump.add_done_callback(lambda _: across.put(_cut_off()))
         try:
             while (item := await inbox.get()).more:
                 yield item.value  # type: ignore[misc]
@@ -100,6 +105,11 @@ class _Item(Generic[T]):
 
     def __init__(self, more: bool, value: T | None = None, error: BaseException | None = None) -> None:
         self.more, self.value, self.error = more, value, error
+
+
+def _cut_off() -> _Item[Any]:
+    """Stands behind whatever a pump has put: who comes to it waits for a pump that the loop's end has cancelled."""
+    return _Item(False, error=EngineDeadError("it was closed before the answer ended; make another"))
 
 
 class _Across(Generic[T]):

@@ -292,7 +292,11 @@ class Pipeline:
         for piece in self.stream_infer(session.messages(prompt), None, config, True, adapter):
             answer.extend(piece)
             yield piece
-        session.remember(prompt, answer)
+        if answer.finish_reason == "error":
+            # A question that was refused would have every later turn refused with it.
+            session.response = answer
+        else:
+            session.remember(prompt, answer)
 
 
 class _Wish:

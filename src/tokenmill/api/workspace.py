@@ -216,7 +216,8 @@ def fill(folder: Path, name: str, source: Path, tp: int) -> None:
     weights.mkdir(parents=True)
     tokenizer.mkdir(parents=True)
     # Code of a checkpoint is left behind: nothing here runs it.
-    for file in (f for f in sorted(source.iterdir()) if f.is_file() and f.suffix != ".py"):
+    # So is the config.ini of another workspace: linked, it would be written over there too.
+    for file in (f for f in sorted(source.iterdir()) if f.is_file() and f.suffix != ".py" and f.name != "config.ini"):
         link(file, weights / file.name)
         if any(file.match(pattern) for pattern in TOKENIZER_FILES):
             link(file, tokenizer / file.name)

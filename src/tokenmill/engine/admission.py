@@ -101,6 +101,8 @@ def _check_draws(request: Request, vocab_size: int) -> None:
         raise RequestError("sampling parameters must be finite numbers", param="temperature")
     if sampling.temperature < 0 or sampling.repetition_penalty <= 0 or sampling.top_k < 0:
         raise RequestError("temperature and top_k must be at least 0, repetition_penalty above 0", param="temperature")
+    if sampling.top_k >= INT32:
+        raise RequestError(f"top_k is {sampling.top_k}; it must be below {INT32}", param="top_k")
     if not -INT64 <= (sampling.seed or 0) < INT64:
         raise RequestError(f"the seed is {sampling.seed}; it must fit into 64 bits", param="seed")
     if not 0 <= request.top_logprobs <= MOST_TOP_LOGPROBS:

@@ -166,7 +166,21 @@ class Child:
         return 1 if failure else 0
 
     def _publish(self, outputs: StepOutputs) -> None:
-        self.outbox.send(wire.outputs_record(outputs))
+        try:
+            self.outbox.send(wire.outputs_record(outputs))
+        except wire.WireError:
+            # Logits or states of long prompts: one request's size must not end the loop, and so all others.
+            for row in wire.by_row(outputs):
+                self._publish_row(row)
+
+    def _publish_row(self, row: StepOutputs) -> None:
+        try:
+            self.outbox.send(wire.outputs_record(row))
+        except wire.WireError as error:
+            log.get_logger().warning("an answer cannot be sent: %s", error)
+            self.outbox.send(wire.outputs_record(wire.too_large(row)))
+            if self.core is not None:
+                self.core.abort(int(row.handles[0]))
 
     # ---- on the reader's thread
 

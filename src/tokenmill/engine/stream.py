@@ -38,6 +38,9 @@ class Stream:
         return self.finish is not None or self._failure is not None
 
     def put(self, tokens: list[int], finish: Finish | None, extras: Extras | None) -> None:
+        if self.finish is not None:
+            # An engine may still say that it has dropped what it has ended.
+            return
         self._tokens += tokens
         self.finish = finish
         if extras:

@@ -8,6 +8,7 @@ a step's extras as msgpack extensions: code = place in `DTYPES`, data = number o
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from tokenmill import errors
 from tokenmill.config import EngineConfig
 from tokenmill.engine.contract import Stats, StepOutputs
-from tokenmill.types import Request
+from tokenmill.types import Finish, Request
 
 LENGTH = struct.Struct("<I")
 MOST_FRAME_BYTES = 1 << 30
 DTYPES = tuple(np.dtype(name) for name in ("<f4", "<i4", "<i8", "|i1", "<f8"))
 RAISED_AGAIN = (errors.ConfigError, errors.FormatError, errors.CapacityError, errors.EngineDeadError)
+ERROR = list(Finish).index(Finish.ERROR)
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -167,6 +169,23 @@ def outputs_record(step: StepOutputs) -> Outputs:
     return Outputs(
         step.handles.tobytes(), step.counts.tobytes(), step.tokens.tobytes(), step.finishes.tobytes(), step.extras
     )
+
+
+def by_row(step: StepOutputs) -> Iterator[StepOutputs]:
+    """The same message, a row at a time: for arrays that do not fit into one frame together."""
+    ends = np.cumsum(step.counts).tolist()
+    for place, (handle, count) in enumerate(zip(step.handles.tolist(), step.counts.tolist(), strict=True)):
+        row = slice(place, place + 1)
+        tokens = step.tokens[ends[place] - count : ends[place]]
+        extras = {handle: step.extras[handle]} if handle in step.extras else {}
+        yield StepOutputs(step.handles[row], step.counts[row], tokens, step.finishes[row], extras)
+
+
+def too_large(row: StepOutputs) -> StepOutputs:
+    """What a request hears instead of a row whose own arrays fit into no frame."""
+    error = f"what this request wants of its prompt takes more than {MOST_FRAME_BYTES} bytes: shorten the prompt"
+    none, finishes = np.zeros(0, np.int32), np.asarray([ERROR], np.int8)
+    return StepOutputs(row.handles, np.zeros(1, np.int32), none, finishes, {int(row.handles[0]): {"error": error}})
 
 
 def step_outputs(record: Outputs) -> StepOutputs:

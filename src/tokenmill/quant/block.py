@@ -2,7 +2,7 @@
 
 Linears are kept by their name on disk within the layer, so that every family that is declared by names (grouped or
 separate q, k, v) is quantized by the same code. A sequence is [S, D]; attention is causal over it. `Site`s are the four
-places where linears get their input; methods walk through them in order.
+places where linears get their input; methods walk through them in order. A layer with experts has the first two only.
 
 S tokens of a sequence, D hidden, H query heads, G kv heads, K head dim, N out, M in.
 """
@@ -23,6 +23,7 @@ from tokenmill.layers.mlp import Gated
 from tokenmill.layers.rope import Rope, logn_factors
 from tokenmill.models.family import DecoderArch, Family
 from tokenmill.models.spec import layer_linears, layer_plain
+from tokenmill.quant.experts import Mixture, mixture_of
 from tokenmill.weights.classes import Dense
 from tokenmill.weights.contract import Source, Weight
 
@@ -31,7 +32,10 @@ SITES = ("qkv", "out", "gate_up", "down")
 
 @dataclass(frozen=True, slots=True)
 class BlockFacts:
-    """What all blocks of a model share. qkv_rows: rows of q, k and v in the qkv linears, laid end to end."""
+    """What all blocks of a model share. qkv_rows: rows of q, k and v in the qkv linears, laid end to end.
+
+    mixture: of the layers that have experts.
+    """
 
     family: Family
     arch: DecoderArch
@@ -39,6 +43,7 @@ class BlockFacts:
     attention_names: AttentionNames
     rope: Rope
     qkv_rows: tuple[Tensor, Tensor, Tensor]
+    mixture: Mixture | None = None
 
     def names(self, site: str) -> tuple[str, ...]:
         """Linears that read a site, by name within the layer."""
@@ -51,18 +56,27 @@ class BlockFacts:
         }[site]
 
 
-def block_facts(family: Family, arch: DecoderArch, device: torch.device | str = "cpu") -> BlockFacts:
-    """Raises ConfigError for a family whose layers are not what this file runs."""
+def block_facts(
+    family: Family, arch: DecoderArch, device: torch.device | str = "cpu", experts: bool = False
+) -> BlockFacts:
+    """Raises ConfigError for a family whose layers are not what this file runs; experts only where they are asked for.
+
+    A method that needs no data asks for them: it walks linears and no sites.
+    """
     block, names, attention = family.block(arch), family.names.attention, arch.attention
-    plain = isinstance(block.attention, Gqa) and isinstance(block.mlp, Gated) and arch.sparse is None
-    plain = plain and not family.names.mlp.post_norm
-    if not plain or not isinstance(names, AttentionNames) or not isinstance(attention, AttentionArch):
+    mixture = mixture_of(family, arch, block)
+    plain = isinstance(block.attention, Gqa) and isinstance(block.mlp, Gated) and not family.names.mlp.post_norm
+    plain = plain and isinstance(names, AttentionNames) and isinstance(attention, AttentionArch)
+    if not plain or (arch.sparse is not None and not (experts and mixture)):
+        way = "quantize a model of another family, or serve this one as it is"
+        if plain and mixture:
+            way = "experts need no data with lite auto_awq --method rtn, blocked_fp8, or smooth_quant --quant-dtype fp8"
         raise ConfigError(
-            f"calibration runs plain attention and one gated MLP a layer, not the layers of {family.name}: quantize a "
-            "model of another family, or serve this one as it is"
+            f"calibration runs plain attention and one gated MLP a layer, not the layers of {family.name}: {way}"
         )
-    rows = tuple(r.to(device) for r in qkv_rows(names.qkv, attention))
-    return BlockFacts(family, arch, attention, names, Rope(arch.rope, device), rows)  # type: ignore[arg-type]
+    rows = tuple(r.to(device) for r in qkv_rows(names.qkv, attention))  # type: ignore[union-attr, arg-type]
+    turn = Rope(arch.rope, device)
+    return BlockFacts(family, arch, attention, names, turn, rows, mixture)  # type: ignore[arg-type]
 
 
 def qkv_rows(names: QKVNames, a: AttentionArch) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,11 +114,13 @@ class Block:
     """Linears fp32 [N, M] and vectors (norms, biases) fp32, by name within the layer; both may be replaced.
 
     stored: the dtype in which norms and biases lie on disk. window_tokens: what the layer's attention sees (None: all).
+    mixture: what the layer has in place of one MLP (None: it has that MLP).
     """
 
     def __init__(self, facts: BlockFacts, linears: dict[str, Tensor], vectors: dict[str, Tensor], stored: torch.dtype):
         self.stored = stored
         self.window_tokens: int | None = None
+        self.mixture: Mixture | None = None
         self.facts = facts
         self.linears = linears
         self.vectors = vectors
@@ -175,7 +191,11 @@ class Block:
 
     def run(self, stream: Tensor) -> Tensor:
         """The residual after the block."""
-        return self.advance("down", self.advance("out", stream))
+        stream = self.advance("out", stream)
+        if self.mixture is None:
+            return self.advance("down", stream)
+        x_SD = self._norm(self.mixture.names.norm, stream)
+        return stream + self.mixture.out(self.linear, self.vectors, x_SD)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         return rms_norm(x, self.vectors[f"{name}.weight"], self.facts.arch.norm_eps)
@@ -210,6 +230,7 @@ def read_block(facts: BlockFacts, source: Source, index: int, device: torch.devi
             _check_finite(prefix + name, vectors[name])
     block = Block(facts, linears, vectors, stored)
     block.window_tokens = facts.arch.attention_of(index).window_tokens
+    block.mixture = facts.mixture if facts.arch.is_sparse(index) else None
     return block
 
 

@@ -21,9 +21,11 @@ from torch import Tensor
 from tokenmill.errors import ConfigError
 from tokenmill.models.spec import read_arch
 from tokenmill.quant.block import SITES, Block, block_facts, read_block
+from tokenmill.quant.job import decoder_prefix
 from tokenmill.quant.streams import begin
 from tokenmill.quant.text import Tokens
 from tokenmill.weights.export import Export, check_free, staged
+from tokenmill.weights.prefix import PrefixSource
 from tokenmill.weights.source import open_folder
 
 KINDS = ("max", "min", "mean", "absmax", "absmean")
@@ -64,7 +66,7 @@ def calibrate_folder(
     if not tokens.samples:
         raise ConfigError("calibration needs data: give --calib-samples of 1 or more")
     check_free(destination)
-    opened = open_folder(source)
+    opened = PrefixSource(open_folder(source), decoder_prefix(source))
     family, arch = read_arch(source)
     facts = block_facts(family, arch, device)
     residuals = begin(family, arch, opened, tokens, device).plain[: len(tokens.samples)]

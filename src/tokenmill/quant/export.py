@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenmill.models.spec import layer_linears, layer_plain
 from tokenmill.quant import report
+from tokenmill.quant.experts import plain_linears
 from tokenmill.quant.job import Job, Opened, Outcome
 from tokenmill.quant.store import BlockStore
 from tokenmill.weights.checkpoint import read_json
 from tokenmill.weights.convert import Item, items, write_config
 from tokenmill.weights.export import Export, staged
+from tokenmill.weights.format import NESTED
 
 
 def write_folder(job: Job, opened: Opened, store: BlockStore, outcome: Outcome) -> None:
@@ -21,13 +24,22 @@ def write_folder(job: Job, opened: Opened, store: BlockStore, outcome: Outcome) 
     with staged(job.destination) as out:
         _write_tensors(job, opened, store, out)
         head = () if opened.arch.tied else (opened.family.names.head,)
+        skip = (*head, *plain_linears(opened.family, opened.arch))
         config = read_json(job.source / "config.json")
         if job.dtype is not None:
-            config["dtype" if "dtype" in config else "torch_dtype"] = str(job.dtype).removeprefix("torch.")
-        write_config(out, config, replace(outcome.scheme, skip=head))
+            _state_dtype(config, str(job.dtype).removeprefix("torch."))
+        part = next((key for key in NESTED if key in config), "") if opened.inside else ""
+        write_config(out, config, replace(outcome.scheme, skip=skip), part=part)
         out.copy_beside(job.source)
         _write_report(job, outcome, out)
         out.finish({"method": job.recipe.method})
+
+
+def _state_dtype(config: dict[str, Any], name: str) -> None:
+    """In the config, and in the parts of it that state one of their own."""
+    config["dtype" if "dtype" in config else "torch_dtype"] = name
+    for part in (value for value in config.values() if isinstance(value, dict)):
+        part |= {key: name for key in ("dtype", "torch_dtype") if key in part}
 
 
 def _write_report(job: Job, outcome: Outcome, out: Export) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 
 from tokenmill.models.family import DecoderArch, Family
+from tokenmill.models.spec import find_multimodal, read_whole
 from tokenmill.quant.block import BlockFacts
 from tokenmill.quant.measure import Quality
 from tokenmill.quant.method import Method
 from tokenmill.quant.recipe import Recipe
 from tokenmill.quant.text import Tokens
+from tokenmill.weights.contract import Source
+from tokenmill.weights.prefix import PrefixSource
 from tokenmill.weights.scheme import Scheme
 from tokenmill.weights.source import FolderSource
 
@@ -45,7 +48,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The source and what it is, and how its linears will be written."""
+    """The source and what it is, and how its linears will be written.
+
+    inside: what the names of the decoder's tensors begin with, in a folder that has a vision tower as well.
+    """
 
     source: FolderSource
     family: Family
@@ -53,6 +59,19 @@ class Opened:
     facts: BlockFacts
     method: Method
     scheme: Scheme
+    inside: str = ""
 
     def prefix(self, index: int) -> str:
-        return self.family.names.layer.format(index)
+        """Of a layer's tensors in the folder."""
+        return self.inside + self.family.names.layer.format(index)
+
+    @property
+    def decoder(self) -> Source:
+        """The part that is quantized, by the family's own names."""
+        return PrefixSource(self.source, self.inside)
+
+
+def decoder_prefix(folder: Path) -> str:
+    """What the decoder's names begin with: nothing where a folder holds nothing else."""
+    joined = find_multimodal(read_whole(folder))
+    return joined.prefix if joined is not None else ""

@@ -18,7 +18,7 @@ from tokenmill.models.family import DecoderArch, Family
 from tokenmill.models.spec import layer_linears, read_arch
 from tokenmill.quant.block import Block, block_facts, read_block
 from tokenmill.quant.export import write_folder
-from tokenmill.quant.job import Job, Opened, Outcome, Progress
+from tokenmill.quant.job import Job, Opened, Outcome, Progress, decoder_prefix
 from tokenmill.quant.measure import Quality, quality
 from tokenmill.quant.method import load_method
 from tokenmill.quant.shapes import check_shapes
@@ -38,7 +38,7 @@ def quantize_folder(job: Job, progress: Progress | None = None) -> Outcome:
     outcome = Outcome(opened.scheme)
     try:
         store = BlockStore(job.destination, _identity(job), job.resume)
-        streams = begin(opened.family, opened.arch, opened.source, job.tokens, job.device)
+        streams = begin(opened.family, opened.arch, opened.decoder, job.tokens, job.device)
         for index in range(opened.arch.num_layers):
             outcome.errors.append(_pass(job, opened, streams, store, index))
             if progress:
@@ -58,9 +58,10 @@ def _open(job: Job) -> Opened:
         raise ConfigError(f"{job.recipe.method} needs calibration data: give --calib-samples of 1 or more, or use rtn")
     source = open_folder(job.source)
     family, arch = read_arch(job.source)
+    facts = block_facts(family, arch, job.device, experts=not method.NEEDS_DATA)
     scheme = method.scheme(job.recipe)
     check_shapes(scheme, job.recipe, _shapes(family, arch))
-    return Opened(source, family, arch, block_facts(family, arch, job.device), method, scheme)
+    return Opened(source, family, arch, facts, method, scheme, decoder_prefix(job.source))
 
 
 def _shapes(family: Family, arch: DecoderArch) -> dict[str, tuple[int, int]]:
@@ -89,7 +90,7 @@ def _identity(job: Job) -> dict[str, Any]:
 
 def _pass(job: Job, opened: Opened, streams: Streams, store: BlockStore, index: int) -> float:
     """Takes both streams through a block, quantizing it unless that was done; the streams' distance after it."""
-    block = read_block(opened.facts, opened.source, index, job.device)
+    block = read_block(opened.facts, opened.decoder, index, job.device)
     if job.dtype is not None:
         block.stored = job.dtype
     feed = streams.feed()
@@ -145,7 +146,7 @@ def _put_vectors(opened: Opened, block: Block, index: int, tensors: dict[str, Te
 def _measure(job: Job, opened: Opened, streams: Streams) -> Quality | None:
     held = slice(streams.samples, None)
     ids = [torch.tensor(window, device=job.device) for window in job.tokens.held]
-    end = ending(opened.family, opened.arch, opened.source, job.device)
+    end = ending(opened.family, opened.arch, opened.decoder, job.device)
     return quality(end, streams.plain[held], streams.quantized[held], ids)
 
 

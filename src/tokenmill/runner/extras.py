@@ -53,11 +53,19 @@ def gather_extras(parts: Parts, extras: list[RowExtra], hidden_TD: Tensor, model
         if extra.want & Want.PROMPT_LOGPROBS and extra.targets is not None:
             parts.add(extra.key, **_prompt_logprobs(mine, extra.targets, extra.num_top, model))
         if extra.want & Want.LOGITS:
-            parts.add(extra.key, logits=torch.cat([model.logits(part) for part in torch.split(mine, CHUNK)]))
+            parts.add(extra.key, logits=_logits(mine, model))
         if extra.want & Want.HIDDEN:
             parts.add(extra.key, hidden=mine.float())
         if extra.want & Want.POOL:
             parts.add(extra.key, pool=model.pool(mine[-1:])[0])
+
+
+def _logits(hidden_TD: Tensor, model: Model) -> Tensor:
+    """Long ones are taken to the host part by part, although that waits: the memory plan has no room for them whole."""
+    pieces = torch.split(hidden_TD, CHUNK)
+    if len(pieces) == 1:
+        return model.logits(hidden_TD)
+    return torch.cat([model.logits(piece).cpu() for piece in pieces])
 
 
 def _prompt_logprobs(hidden_TD: Tensor, targets: I32, num_top: int, model: Model) -> dict[str, Tensor]:

@@ -23,8 +23,10 @@ def tool_functions(tools: Iterable[Message]) -> list[Any]:
 
 
 def call_of(tool_call: Message) -> tuple[str, Any]:
-    """Name and arguments (an object where they are JSON) of a tool call in an assistant message."""
-    function = tool_call.get("function", tool_call)
+    """Name and arguments (an object where they are JSON) of a tool call. Raises RequestError where it is none."""
+    function = tool_call.get("function", tool_call) if isinstance(tool_call, dict) else None
+    if not isinstance(function, dict):
+        raise RequestError("a tool call of a message is {type, function: {name, arguments}}", param="messages")
     return str(function.get("name", "")), _object(function.get("arguments", {}))
 
 
@@ -69,5 +71,6 @@ def _object(arguments: Any) -> Any:
         return arguments
     try:
         return json.loads(arguments)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
+        # No JSON, a number of too many digits, or nested too deep: the template shows the text.
         return arguments

@@ -14,7 +14,9 @@ import ipaddress
 import os
 import socket
 import ssl
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -140,7 +142,12 @@ def _get(url: str, policy: MediaPolicy, deadline: float) -> Fetched | str:
     """The picture, or where the host sends us."""
     host, port, secure, target = _taken_apart(url, policy)
     address = public_address(host, port)
-    connection = _Pinned(host, port, address, secure, max(0.1, deadline - time.monotonic()))
+    left = max(0.1, deadline - time.monotonic())
+    connection = _Pinned(host, port, address, secure, left)
+    # A timeout bounds each wait; a host that sends a byte now and then would hold this thread for hours.
+    cut = threading.Timer(left, connection.cut)
+    cut.daemon = True
+    cut.start()
     try:
         connection.request("GET", target, headers={"User-Agent": "tokenmill", "Accept": "image/*"})
         answer = connection.getresponse()
@@ -152,6 +159,7 @@ def _get(url: str, policy: MediaPolicy, deadline: float) -> Fetched | str:
     except (OSError, http.client.HTTPException):
         raise refuse("the image could not be fetched from its host in time") from None
     finally:
+        cut.cancel()
         connection.close()
 
 
@@ -185,11 +193,23 @@ class _Pinned(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, secure: bool, timeout: float) -> None:
         super().__init__(host, port, timeout=timeout)
         self._address, self._secure = address, secure
+        self._stream: socket.socket | None = None
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._stream = socket.create_connection((self._address, self.port), self.timeout)
         if self._secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            # Handshaken by hand, as the plain socket is gone once it is wrapped and `cut` must have the new one.
+            context = ssl.create_default_context()
+            self.sock = self._stream = context.wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self._stream.do_handshake()
+
+    def cut(self) -> None:
+        """From another thread: whoever waits for the host's bytes sees their end."""
+        if self._stream is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(self._stream, socket.SHUT_RDWR)
 
 
 def _body(answer: http.client.HTTPResponse, connection: _Pinned, most_bytes: int, deadline: float) -> bytes:
@@ -201,6 +221,9 @@ def _body(answer: http.client.HTTPResponse, connection: _Pinned, most_bytes: int
         if connection.sock is not None:
             connection.sock.settimeout(left)
         piece = answer.read1(1 << 16)
+        if not piece and time.monotonic() >= deadline:
+            # Perhaps our own cut, and no end of the picture.
+            raise TimeoutError
         if not piece:
             return bytes(got)
         got += piece

@@ -122,12 +122,18 @@ def _is_plain_linear(source: FolderSource, name: str) -> bool:
     return name.endswith(".weight") and len(source.checkpoint.info(name).shape) == 2 and "embed" not in name
 
 
-def write_config(out: Export, config: dict[str, Any], scheme: Scheme, rewrite: bool = True) -> None:
-    """config.json with the scheme's quantization_config in it; GPTQ's second file where that is the format."""
+def write_config(out: Export, config: dict[str, Any], scheme: Scheme, rewrite: bool = True, part: str = "") -> None:
+    """config.json with the scheme's quantization_config in it; GPTQ's second file where that is the format.
+
+    part: the nested config it goes into ("": where one was, else at the top).
+    """
     config = copy.deepcopy(config)
     if rewrite:
         announced = load_format(scheme.format).manifest(scheme)
         place = next((config[k] for k in NESTED if "quantization_config" in (config.get(k) or {})), config)
+        if part:
+            config.pop("quantization_config", None)
+            place = config[part]
         place["quantization_config"] = announced
         if scheme.format == "gptq":
             out.add_json("quantize_config.json", announced)

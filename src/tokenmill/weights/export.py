@@ -118,9 +118,10 @@ def staged(destination: Path, shard_bytes: int = SHARD_BYTES) -> Iterator[Export
         raise disk_error(error, destination) from error
     try:
         yield Export(partial, shard_bytes)
-        (partial / LOCK).unlink()
         _sync_folder(partial)
         partial.rename(destination)
+        # Only now: a second writer that found no lock in the partial folder would empty it.
+        (destination / LOCK).unlink()
         _sync_folder(destination.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -153,6 +154,8 @@ def disk_error(error: OSError, destination: Path) -> TokenmillError:
 
 def _begin(partial: Path) -> int:
     """A fresh, locked partial folder. What a killed run left is removed."""
+    if partial.is_symlink():
+        raise ConfigError(f"{partial.name} is a link, whose folder would be emptied: remove it first")
     partial.mkdir(exist_ok=True)
     lock = os.open(partial / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
     try:
