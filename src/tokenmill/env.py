@@ -88,6 +88,21 @@ def with_api_keys(keys: Sequence[str]) -> dict[str, str]:
     return {**os.environ, **({"TOKENMILL_API_KEYS": ",".join(keys)} if keys else {})}
 
 
+# What a measurement of another engine needs: few words, no call home, and of samplers the one that needs no compiler.
+_PEERS = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0",
+          "TM_LOG_LEVEL": "ERROR"}  # fmt: skip
+
+
+def for_peer(packages: Sequence[Path], libraries: Sequence[Path]) -> dict[str, str]:
+    """The environment of another engine's process: `packages` and `libraries` come before what is there already."""
+
+    def before(paths: Sequence[Path], name: str) -> dict[str, str]:
+        joined = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get(name)])])
+        return {name: joined} if joined else {}
+
+    return {**_PEERS, **os.environ, **before(packages, "PYTHONPATH"), **before(libraries, "LD_LIBRARY_PATH")}
+
+
 def keep_gloo_local() -> None:
     """Ranks share a host, so their sockets need not be reachable from elsewhere. What the user has set stands."""
     if any(name == "lo" for _, name in socket.if_nameindex()):

@@ -5,14 +5,19 @@ Every kernel's time is printed as a share of these, never of a datasheet.
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 # Sets of weights that together are three times an H200's second-level cache of 60 MB.
 COLD_BYTES = 180 << 20
+# Larger than any cache of a host.
+HOST_BYTES, HOST_CALLS = 256 << 20, 7
 REPLAYS, LEAST_CALLS, WARM_UPS = 7, 20, 2
 
 Call = Callable[[], object]
@@ -68,6 +73,35 @@ def measure() -> Ceilings:
     a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     gemm_us = graph_us([lambda: a @ b], replays=3)
     return Ceilings(2 * size / copy_us * 1e6, size / read_us * 1e6, 2 * 8192**3 / gemm_us * 1e6)
+
+
+def memory_rates() -> tuple[float, float]:
+    """bytes/s of a copy and of reading, of the GPU's memory, or of this host's with the threads torch has."""
+    if torch.cuda.is_available():
+        size = 2 << 30
+        copy_us, read_us = _memory_us(size)
+    else:
+        size = HOST_BYTES
+        source = torch.rand(size // 4)
+        target = torch.empty_like(source)
+        copy_us, read_us = _host_us(lambda: target.copy_(source)), _host_us(source.sum)
+    return 2 * size / copy_us * 1e6, size / read_us * 1e6
+
+
+def _host_us(call: Call) -> float:
+    """The fastest of a few: whatever else runs on a host only slows it."""
+    times = []
+    for _ in range(HOST_CALLS):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return min(times) * 1e6
+
+
+def memory_rates_apart() -> tuple[float, float]:
+    """`memory_rates` in a process that is gone afterwards: an engine plans with the memory that is left."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(memory_rates).result()
 
 
 def _memory_us(size: int) -> tuple[float, float]:

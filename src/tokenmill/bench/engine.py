@@ -6,7 +6,7 @@ import asyncio
 import itertools
 
 from tokenmill.bench.timeline import Summary, Timeline, summarize
-from tokenmill.bench.workload import Item, Workload
+from tokenmill.bench.workload import Item, Workload, warm_items
 from tokenmill.engine.contract import Engine
 from tokenmill.errors import TokenmillError
 from tokenmill.types import Finish, Request, Sampling, Stop
@@ -33,7 +33,9 @@ def request_of(item: Item, workload: Workload, request_id: str) -> Request:
     return Request(request_id, item.prompt_ids, sampling, Stop(max_new_tokens=item.new_tokens))
 
 
-async def run_workload(engine: Engine, workload: Workload, run: int = 0, concurrency: int | None = None) -> Summary:
+async def run_lines(
+    engine: Engine, workload: Workload, run: int = 0, concurrency: int | None = None
+) -> list[Timeline]:
     """All requests of `workload`, at most `concurrency` at a time (None: the engine queues them all)."""
     gate = asyncio.Semaphore(concurrency or len(workload.items))
     numbers = itertools.count()
@@ -42,10 +44,14 @@ async def run_workload(engine: Engine, workload: Workload, run: int = 0, concurr
         async with gate:
             return await run_item(engine, request_of(item, workload, f"{workload.name}-{run}-{next(numbers)}"))
 
-    timelines = await asyncio.gather(*(one(item) for item in workload.items))
-    return summarize(workload.name, timelines)
+    return list(await asyncio.gather(*(one(item) for item in workload.items)))
+
+
+async def run_workload(engine: Engine, workload: Workload, run: int = 0, concurrency: int | None = None) -> Summary:
+    """`run_lines`, summarized."""
+    return summarize(workload.name, await run_lines(engine, workload, run, concurrency))
 
 
 async def warm_up(engine: Engine, vocab_size: int) -> None:
     """A few short requests, so that the first workload pays for no first use."""
-    await run_workload(engine, Workload("warm-up", tuple(Item((i % vocab_size,) * 32, 16) for i in range(8))), run=-1)
+    await run_workload(engine, Workload("warm-up", warm_items(vocab_size)), run=-1)

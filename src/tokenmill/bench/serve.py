@@ -1,7 +1,7 @@
 """Sends a workload to a server: `/v1/completions` with token ids, streamed, one connection a request, as clients do.
 
 Works with any server that has OpenAI's route and takes token ids (`ignore_eos` is sent; a server that does not know it
-may end earlier, and its own count of tokens is used). The times are the client's.
+may end earlier, and its own count of tokens is used), or LMDeploy's `/generate`. The times are the client's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 from tokenmill.bench.timeline import Summary, Timeline, summarize
 from tokenmill.bench.workload import Item, Workload
 
+COMPLETIONS, GENERATE = "/v1/completions", "/generate"
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -25,9 +27,12 @@ class Load:
     per_s: float | None = None
     concurrency: int | None = None
     seed: int = 0
+    route: str = COMPLETIONS
 
 
-def body_of(item: Item, workload: Workload, model: str) -> dict[str, Any]:
+def body_of(item: Item, workload: Workload, model: str, route: str = COMPLETIONS) -> dict[str, Any]:
+    if route == GENERATE:
+        return native_body(item, workload)
     return {
         "model": model,
         "prompt": list(item.prompt_ids),
@@ -37,6 +42,19 @@ def body_of(item: Item, workload: Workload, model: str) -> dict[str, Any]:
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+    }
+
+
+def native_body(item: Item, workload: Workload) -> dict[str, Any]:
+    """LMDeploy's own route: temperature 0 is its word for greedy too."""
+    return {
+        "input_ids": list(item.prompt_ids),
+        "max_tokens": item.new_tokens,
+        "temperature": workload.temperature,
+        "top_p": workload.top_p,
+        "top_k": 0 if workload.temperature else 1,
+        "ignore_eos": True,
+        "stream": True,
     }
 
 
@@ -50,7 +68,8 @@ async def read_events(response: httpx.Response, line: Timeline) -> None:
         event = json.loads(data)
         if event.get("error") or event.get("object") == "error":
             raise ValueError(str(event.get("message") or event["error"]))
-        total = (event.get("usage") or {}).get("completion_tokens") or total
+        total = (event.get("usage") or event.get("meta_info") or {}).get("completion_tokens") or total
+        line.got(len(event.get("output_ids") or ()))
         if any(choice.get("text") for choice in event.get("choices") or ()):
             line.got(1)
     missing = total - line.new_tokens
@@ -59,10 +78,10 @@ async def read_events(response: httpx.Response, line: Timeline) -> None:
         line.messages[-1] = (line.messages[-1][0], max(line.messages[-1][1] + missing, 0))
 
 
-async def send(client: httpx.AsyncClient, item: Item, body: dict[str, Any]) -> Timeline:
+async def send(client: httpx.AsyncClient, item: Item, body: dict[str, Any], route: str) -> Timeline:
     line = Timeline(len(item.prompt_ids))
     try:
-        async with client.stream("POST", "/v1/completions", json=body) as response:
+        async with client.stream("POST", route, json=body) as response:
             if response.status_code != 200:
                 await response.aread()
                 line.end(f"{response.status_code}: {response.text[:200]}")
@@ -89,7 +108,7 @@ async def run_workload(client: httpx.AsyncClient, workload: Workload, model: str
     async def one(item: Item, delay_s: float) -> Timeline:
         await asyncio.sleep(delay_s)
         async with gate:
-            return await send(client, item, body_of(item, workload, model))
+            return await send(client, item, body_of(item, workload, model, load.route), load.route)
 
     when = arrivals_s(len(workload.items), load)
     timelines = await asyncio.gather(*(one(i, float(t)) for i, t in zip(workload.items, when, strict=True)))

@@ -72,6 +72,11 @@ def fits(items: list[Item], max_model_tokens: int) -> tuple[Item, ...]:
     return tuple(item for item in items if len(item.prompt_ids) + item.new_tokens <= max_model_tokens)
 
 
+def warm_items(vocab_size: int) -> tuple[Item, ...]:
+    """A few short requests that go before any workload, the same for every engine."""
+    return tuple(Item((i % vocab_size,) * 32, 16) for i in range(8))
+
+
 FORMS = "static:BATCHxPROMPTxNEW, trace:COUNT, sampled:COUNT (as trace, at temperature 0.8), prefill:BATCHxPROMPT"
 STANDARD = (
     "static:1x128x512", "static:16x128x512", "static:64x128x512", "static:256x128x512",

@@ -78,6 +78,7 @@ _BENCH = Group(
         "engine": Verb("bench_engine", "tokens per second of the engine, without HTTP"),
         "serve": Verb("bench_serve", "latency and throughput of a running server"),
         "host": Verb("bench_host", "microseconds of planning per step, without a model"),
+        "startup": Verb("bench_startup", "seconds from process start to the first token, by phase"),
         "kernels": Verb("bench_kernels", "every GPU kernel against its floor and against torch"),
     },
 )

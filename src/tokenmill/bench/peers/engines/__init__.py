@@ -1,0 +1,1 @@
+"""A file per engine with a class `Peer` (contract.py); found by its name."""
