@@ -122,7 +122,7 @@ def test_a_busy_node_is_passed_over(servers: tuple[Live, Live]) -> None:
 
 def test_a_client_that_leaves_ends_the_servers_work() -> None:
     with running(FakeTextEngine(step_s=0.02)) as slow, proxying(slow.url) as proxy:
-        body = HELLO | {"ignore_eos": True}
+        body = HELLO | {"ignore_eos": True, "max_tokens": 400}
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=0.3)
         wait_for(lambda: not slow.engine.live, 2)
