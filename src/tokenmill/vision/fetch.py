@@ -26,6 +26,7 @@ from tokenmill.vision.decode import SPELLINGS, refuse
 from tokenmill.vision.local import MOST_BYTES
 
 FETCH_LIMIT_S = 10.0
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 MOST_REDIRECTS = 3
 MOST_URL = 2048
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -131,11 +132,19 @@ def public_address(host: str, port: int) -> str:
     except (OSError, UnicodeError):
         raise refuse("the image's host has no address") from None
     for text in found:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        inner = getattr(address, "ipv4_mapped", None) or address
+        inner = _inner(ipaddress.ip_address(text.partition("%")[0]))
         if not inner.is_global or inner.is_multicast:
             raise refuse("the image's host is not on the public network")
     return found[0]
+
+
+def _inner(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address that an IPv6 one carries: mapped, or behind NAT64's well-known prefix (RFC 6052)."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return address.ipv4_mapped or address
+    return address
 
 
 def _get(url: str, policy: MediaPolicy, deadline: float) -> Fetched | str:
