@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[2] / "src"
 PACKAGE = SRC / "tokenmill"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "config", "errors", "log", "env", "find"),
+    ("types", "config", "errors", "log", "env", "find", "pipes"),
     ("engine", "tokenize", "parse", "grammar", "vision", "metrics"),
     ("distributed", "kernels", "weights", "kv"),
     ("layers",),

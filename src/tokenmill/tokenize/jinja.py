@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import json
-import os
-import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenmill import pipes
 from tokenmill.errors import FormatError, RequestError
 from tokenmill.tokenize.messages import plain_messages
 from tokenmill.tokenize.template import ToolLowering
@@ -80,50 +78,17 @@ class JinjaWorker:
 
     def _ask(self, message: dict[str, Any], limit_s: float) -> dict[str, Any] | None:
         """The worker's reply; None, and a dead worker, where it is late or dies."""
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
         data = json.dumps(message).encode()
-        deadline = time.monotonic() + limit_s
         try:
-            self._process.stdin.write(len(data).to_bytes(4, "big"))
-            _write_all(self._process.stdin.fileno(), data, deadline)
-            size = self._read(4, deadline)
-            return dict(json.loads(self._read(int.from_bytes(size, "big"), deadline)))
-        except (OSError, TimeoutError):
+            return pipes.ask(self._process, len(data).to_bytes(4, "big") + data, limit_s)
+        except OSError:
             self._kill()
             return None
 
-    def _read(self, size: int, deadline: float) -> bytes:
-        assert self._process is not None and self._process.stdout is not None
-        fd, got = self._process.stdout.fileno(), bytearray()
-        while len(got) < size:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([fd], [], [], left)[0]:
-                raise TimeoutError
-            piece = os.read(fd, min(size - len(got), 1 << 20))
-            if not piece:
-                raise BrokenPipeError
-            got += piece
-        return bytes(got)
-
     def _kill(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
-
-
-def _write_all(fd: int, data: bytes, deadline: float) -> None:
-    view = memoryview(data)
-    while view:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([], [fd], [], left)[1]:
-            raise TimeoutError
-        # No more than a pipe takes at once after select says so, lest the write block past the deadline.
-        view = view[os.write(fd, view[: select.PIPE_BUF]) :]
+        pipes.end(process)
 
 
 @dataclass(frozen=True)

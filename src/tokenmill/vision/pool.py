@@ -7,17 +7,14 @@ others wait for one.
 from __future__ import annotations
 
 import json
-import os
 import queue
-import select
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmill import env
+from tokenmill import env, pipes
 from tokenmill.errors import RequestError
 from tokenmill.vision.decode import refuse
 from tokenmill.vision.tiles import Tiling
@@ -46,13 +43,9 @@ class Worker:
 
     def ask(self, head: dict[str, Any], data: bytes) -> dict[str, Any]:
         process = self._ready()
-        assert process.stdin is not None and process.stdout is not None
         text = json.dumps({**head, "bytes": len(data)}).encode()
-        deadline = time.monotonic() + self._limit_s
         try:
-            _write(process.stdin.fileno(), len(text).to_bytes(4, "big") + text + data, deadline)
-            size = _read(process.stdout.fileno(), 4, deadline)
-            return dict(json.loads(_read(process.stdout.fileno(), int.from_bytes(size, "big"), deadline)))
+            return pipes.ask(process, len(text).to_bytes(4, "big") + text + data, self._limit_s)
         except TimeoutError:
             self.close()
             return {"error": f"the image could not be decoded within {self._limit_s:g} s: send a smaller one"}
@@ -62,13 +55,7 @@ class Worker:
 
     def close(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        pipes.end(process)
 
     def _ready(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -112,26 +99,3 @@ class WorkerPool:
     def close(self) -> None:
         for worker in self._all:
             worker.close()
-
-
-def _write(fd: int, data: bytes, deadline: float) -> None:
-    view = memoryview(data)
-    while view:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([], [fd], [], left)[1]:
-            raise TimeoutError
-        # No more than a pipe takes at once after select says so, lest the write block past the deadline.
-        view = view[os.write(fd, view[: select.PIPE_BUF]) :]
-
-
-def _read(fd: int, size: int, deadline: float) -> bytes:
-    got = bytearray()
-    while len(got) < size:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
-            raise TimeoutError
-        piece = os.read(fd, size - len(got))
-        if not piece:
-            raise BrokenPipeError
-        got += piece
-    return bytes(got)
