@@ -39,7 +39,9 @@ from tokenmill.serve.ui.terminal import PROMPT
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tutorials.md"
 URL = "http://127.0.0.1:23333"
-TYPED = "/set max_new_tokens 24\nHello! What is 12 + 30?\n\nexit\n"
+# Greedy, so that a run's lines are the next run's too.
+SETTINGS = ("/set temperature 0", "/set max_new_tokens 24")
+TYPED = "\n".join((*SETTINGS, "Hello! What is 12 + 30?", "", "exit", ""))
 CONFIG_INI = Path("workspace/triton_models/weights/config.ini")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SMALL = (("--calib-samples 128", "--calib-samples 4"), ("seqlen 1024", "seqlen 64"), ("seqlen 2048", "seqlen 64"))
@@ -201,7 +203,7 @@ def seen(command: str, process: subprocess.Popen[str], typed: str | None = None)
     finally:
         process.kill()
     _, *turns = out.split(PROMPT)
-    out = turns[1] if len(turns) > 1 else out
+    out = turns[len(SETTINGS)] if len(turns) > len(SETTINGS) else out
     lines = [line.strip() for line in (*out.splitlines(), *err.splitlines()) if line.strip()]
     return Seen(command, process.returncode, lines[0].replace("|", "\\|") if lines else "")
 

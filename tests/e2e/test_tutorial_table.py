@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import socket
 import sys
 from pathlib import Path
@@ -33,7 +34,8 @@ def test_the_fast_rows(tmp_path: Path) -> None:
     assert len(rows) >= 8 and all(row.ok and row.line for row in rows), rows
     # Where gradio is not installed its row is one line that says how to install it.
     assert {row.code for row in rows if "gradio" not in row.command} == {0}
-    assert any("12 + 30" in row.line for row in rows), "the demo model's answer is the line of its chat"
+    answers = [row.line for row in rows if row.command.startswith(f"tokenmill chat {tutorials.MATH}-4bit")]
+    assert answers and all(re.search("12|30|42", answer) for answer in answers), answers
 
 
 def test_the_page_holds_every_row() -> None:
