@@ -26,10 +26,11 @@ BLOCKS = (
 
 @dataclass(frozen=True, slots=True)
 class BindFacts:
-    """What the choice may depend on beside the device."""
+    """What the choice may depend on beside the device. `roomy`: memory allows quantized weights to be held unpacked."""
 
     dtype: torch.dtype
     kv: str = "auto"
+    roomy: bool = True
 
 
 def bind(device: torch.device, facts: BindFacts, backends: tuple[str, ...] | None = None) -> Ops:

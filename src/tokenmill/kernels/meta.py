@@ -8,7 +8,7 @@ read on the host inside a step except the plain ints, which are the bucket's bou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +38,7 @@ class RowMeta:
     max_row_tokens, max_context: bounds of this bucket. all_single: every row has one token (a fact of the bucket).
     chunks: rows of more than one token, where the runner knows them on the host (eager steps); rows before the first of
     them have one token or none. None: ops pad every row to `max_row_tokens`, which captures but costs memory.
+    notes: what a backend has worked out of these rows for a step's other layers; private to it, by its own keys.
     """
 
     starts_R1: Tensor
@@ -55,6 +56,7 @@ class RowMeta:
     max_context: int
     all_single: bool
     chunks: tuple[ChunkRow, ...] | None = None
+    notes: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -26,7 +26,8 @@ from tokenmill.weights.source import open_source
 class ModelBuild:
     """How a model is built. `config` carries the user's overrides; its dtype is not read, `dtype` is.
 
-    `backends` replaces the device's own order of kernel backends; () is the reference alone.
+    `backends` replaces the device's own order of kernel backends; () is the reference alone. `roomy`: quantized weights
+    may be held unpacked, where that is faster.
     """
 
     device: torch.device = torch.device("cpu")
@@ -35,13 +36,15 @@ class ModelBuild:
     config: ModelConfig = ModelConfig()
     kv: str = "auto"
     backends: tuple[str, ...] | None = None
+    roomy: bool = True
 
 
 def build_model(folder: str | Path, build: ModelBuild = ModelBuild()) -> Decoder:
     """The model in `folder`. Raises FormatError (files) and ConfigError (what is not served)."""
     spec = read_spec(folder, build.config)
     family, arch = read_arch(folder, build.config)
-    ops = bind(build.device, BindFacts(build.dtype, "latent" if spec.latent else build.kv), build.backends)
+    facts = BindFacts(build.dtype, "latent" if spec.latent else build.kv, build.roomy)
+    ops = bind(build.device, facts, build.backends)
     files = open_source(folder)
     whole = Loader(files, ops, build.device, build.dtype, build.group)
     joined = find_multimodal(raw := read_whole(folder, build.config))

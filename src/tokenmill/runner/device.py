@@ -26,7 +26,7 @@ from tokenmill.models.contract import Model
 from tokenmill.runner.encode import Encoder, HostImages
 from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
 from tokenmill.runner.graphs import DecodeGraphs
-from tokenmill.runner.inputs import Geometry, Limits, Staged, decode_rows, mixed_rows, stage, unpack
+from tokenmill.runner.inputs import Geometry, Limits, SampleWork, Staged, decode_rows, mixed_rows, stage, unpack
 from tokenmill.runner.lanes import Lane
 from tokenmill.runner.sampler import Cutoffs, RowSampling, apply_masks, finite_rows, sample
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, TableSizes
@@ -141,12 +141,18 @@ class DeviceSteps:
         raw = logits[wanting] if wanting is not None else None
         if masks is not None:
             apply_masks(logits, *masks)
-        rows = RowSampling.of(self.tables, done.slots_N, done.positions_N, work.stages)
-        tokens = sample(logits, rows, work.stages, work.num_candidates, self.cutoffs)
+        tokens = self._choose(logits, done, work)
         self.tables.drew(done.slots_N, tokens, bool(work.stages & Stage.PENALTY))
         if raw is not None and wanting is not None:
             add_logprobs(done.extras, work, raw, tokens[wanting])
         return torch.stack([tokens.to(torch.int32), finite], 1)
+
+    def _choose(self, logits: Tensor, done: Forwarded, work: SampleWork) -> Tensor:
+        if work.stages == Stage.NONE:
+            # What a sampler without stages does; no row's parameters are looked up for it.
+            return logits.argmax(-1)
+        rows = RowSampling.of(self.tables, done.slots_N, done.positions_N, work.stages)
+        return sample(logits, rows, work.stages, work.num_candidates, self.cutoffs)
 
     def _copy_blocks(self, copies: I32) -> None:
         for group, source, target in copies.tolist():

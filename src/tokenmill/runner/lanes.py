@@ -1,12 +1,15 @@
-"""Where steps are carried out, in order: in the caller's thread on CUDA, in one worker thread on CPU.
+"""Where steps are carried out, in order: in the caller's thread on CUDA, on a CPU when their result is asked for.
 
-On CUDA a launch returns at once and the stream is the queue. On CPU the worker thread stands for the stream: `run`
-returns while the step computes (torch lets go of the interpreter inside its operators), so the engine publishes the
-step before it without waiting for this one. Computing inside `run` would hold back every token by a whole step.
+On CUDA a launch returns at once and the stream is the queue. On a CPU `run` queues, and whoever asks for a step's result
+computes it, in the asking thread: every step before is then published, and no second thread wants the interpreter
+between two operators of this one, which cost a small model a third of its speed. Computing inside `run` would hold back
+every token by a whole step. Ranks of a CPU group have a worker thread instead: none may wait for the other's question.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -34,7 +37,7 @@ class Lane(Protocol):
 
 
 class ThreadLane:
-    """One worker thread for a CPU. `threads`: torch's own threads inside an operator (None: its default)."""
+    """One worker thread for a rank on a CPU. `threads`: torch's own threads inside an operator (None: its default)."""
 
     def __init__(self, threads: int | None):
         self._pool = ThreadPoolExecutor(1, "tokenmill-step", self._start, (threads,))
@@ -52,6 +55,54 @@ class ThreadLane:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+class Later(Future[T]):
+    """A call of an `AskedLane`: asking for its result carries it out, behind all that were queued before it."""
+
+    def __init__(self, lane: AskedLane, call: Callable[..., T], arguments: tuple[Any, ...]):
+        super().__init__()
+        self._lane, self._call, self._arguments = lane, call, arguments
+
+    def result(self, timeout: float | None = None) -> T:
+        if not self.done():
+            self._lane.carry_out(self)
+        return super().result(timeout)
+
+    def carry_out(self) -> None:
+        try:
+            self.set_result(_inference(self._call, *self._arguments))
+        except Exception as error:  # noqa: BLE001 - handed to whoever asks for the result
+            self.set_exception(error)
+
+
+class AskedLane:
+    """The thread that asks for a result, on a CPU. `threads` as in `ThreadLane`. One thread at a time may ask."""
+
+    def __init__(self, threads: int | None):
+        self._threads = threads
+        self._queue: deque[Later[Any]] = deque()
+        self._set_in = 0
+
+    def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
+        later = Later(self, call, arguments)
+        self._queue.append(later)
+        return later
+
+    def carry_out(self, wanted: Later[Any]) -> None:
+        # torch keeps its number of threads by thread.
+        if self._threads is not None and self._set_in != threading.get_ident():
+            torch.set_num_threads(self._threads)
+            self._set_in = threading.get_ident()
+        while not wanted.done():
+            self._queue.popleft().carry_out()
+
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array)
+
+    def close(self) -> None:
+        """What nobody asked for is not computed any more."""
+        self._queue.clear()
 
 
 class CudaLane:
@@ -100,8 +151,10 @@ class CudaLane:
         torch.cuda.synchronize(self._device)
 
 
-def make_lane(device: torch.device, threads: int | None) -> Lane:
-    return CudaLane(device) if device.type == "cuda" else ThreadLane(threads)
+def make_lane(device: torch.device, threads: int | None, ranks: int = 1) -> Lane:
+    if device.type == "cuda":
+        return CudaLane(device)
+    return AskedLane(threads) if ranks == 1 else ThreadLane(threads)
 
 
 @torch.inference_mode()

@@ -26,6 +26,8 @@ from tokenmill.models.contract import ModelSpec
 from tokenmill.runner.plan import GIB, kv_tokens, require_tokens, workspace_bytes
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# What quantized weights may take unpacked, of the memory free before they are read.
+UNPACKED_FRAC = 0.4
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 _MEMINFO = Path("/proc/meminfo")
@@ -153,22 +155,29 @@ def arenas(weights: int, groups: tuple[KVGroup, ...], spec: ModelSpec, config: E
     return Arenas(weights, kv, work, groups[0].num_blocks * groups[0].block_tokens)
 
 
+def holds_unpacked(spec: ModelSpec, ranks: int, free: int) -> bool:
+    """True where every linear as a matrix in fp32, the most that a backend makes of one, takes a part of free memory."""
+    return 4 * spec.linear_params // ranks <= free * UNPACKED_FRAC
+
+
 def resident_bytes(model: object) -> int:
-    """Bytes of every tensor that a model holds, each storage once: what the weights really take."""
+    """Bytes of every tensor that a model holds, each storage once, and of packed numbers, which are no tensors."""
     storages: dict[int, int] = {}
+    packed = 0
     seen: set[int] = set()
     stack: list[Any] = [model]
     while stack:
         item = stack.pop()
-        if id(item) in seen or isinstance(item, (str, bytes, int, float, type)):
+        if id(item) in seen or isinstance(item, (str, bytes, int, float, type, torch.ScriptObject)):
             continue
         seen.add(id(item))
+        packed += getattr(item, "packed_bytes", 0)
         if isinstance(item, torch.Tensor):
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
         else:
             stack.extend(_members(item))
-    return sum(storages.values())
+    return sum(storages.values()) + packed
 
 
 def _members(item: Any) -> list[Any]:

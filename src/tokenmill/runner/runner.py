@@ -64,7 +64,7 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     phases = Phases()
     spec = read_spec(config.model.path, replace(config.model, max_model_tokens=None))
     config = resolve(config, spec, device)
-    model = load(config, device, group)
+    model = load(config, device, group, spec)
     phases.end("weights")
     encoder = make_encoder(config, model)
     groups, config, need = size_cache(config, spec, device, group)
@@ -78,7 +78,7 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     phases.end("graphs")
     told = describe(config, need, groups, memory.resident_bytes(model), phases)
     told |= {"encoder_cache_bytes": capacity.encoder_cache_bytes}
-    runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads), told)
+    runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads, group.size), told)
     if config.scheduler.itl_target_ms is not None and spec.generates:
         runner.costs(measure_cost(runner))
     return runner
@@ -113,9 +113,10 @@ def check_ranks(spec: ModelSpec, ranks: int) -> None:
         )
 
 
-def load(config: EngineConfig, device: torch.device, group: Group) -> Decoder:
+def load(config: EngineConfig, device: torch.device, group: Group, spec: ModelSpec) -> Decoder:
     """The model's share of this rank, on its device."""
-    build = ModelBuild(device, DTYPES[config.model.dtype], group, config.model, config.cache.kv)
+    roomy = memory.holds_unpacked(spec, group.size, memory.free_bytes(device))
+    build = ModelBuild(device, DTYPES[config.model.dtype], group, config.model, config.cache.kv, roomy=roomy)
     try:
         return build_model(config.model.path, build)
     except torch.OutOfMemoryError as error:

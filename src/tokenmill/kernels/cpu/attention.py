@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,10 +45,14 @@ def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: A
     given_THK = q_THK
     if rotating:
         q_THK = rotating.turn(q_THK)
-    out_THK = torch.zeros_like(q_THK)
-    for first, last, context in bunches(rows.totals_R[:singles].tolist(), pages.shape):
-        table_RB, totals_R = rows.tables[group][first:last], rows.totals_R[first:last]
-        out_THK[first:last] = _singles(q_THK[first:last], pages, table_RB, totals_R, (context, facts.scale))
+    bunched = _bunched(rows, group, singles, pages.shape)
+    if not chunks and len(bunched) == 1 and singles == len(q_THK):
+        out_THK = _singles(q_THK, pages, bunched[0], facts.scale)
+    else:
+        out_THK = torch.zeros_like(q_THK)
+        for bunch in bunched:
+            span = slice(bunch.first, bunch.last)
+            out_THK[span] = _singles(q_THK[span], pages, bunch, facts.scale)
     for chunk in chunks:
         span = slice(chunk.start, chunk.start + chunk.num_tokens)
         out_THK[span] = _chunk(q_THK[span], pages, rows, group, (chunk, facts.scale))
@@ -71,19 +76,49 @@ def bunches(totals: list[int], shape: KVShape) -> Iterator[tuple[int, int, int]]
         yield first, len(totals), longest
 
 
-def _singles(
-    q_RHK: Tensor, pages: KVPages, table_RB: Tensor, totals_R: Tensor, sizes: tuple[int, float]
-) -> Tensor:
-    context, scale = sizes
+@dataclass(frozen=True, slots=True)
+class Bunch:
+    """One-token rows `first` to `last` - 1, read up to `context` tokens. mask fp32 [R, 1, 1, L], None where every row has
+    them all."""
+
+    first: int
+    last: int
+    context: int
+    table_RB: Tensor
+    mask: Tensor | None
+
+
+def _bunched(rows: RowMeta, group: int, singles: int, shape: KVShape) -> list[Bunch]:
+    """The same for every layer of a step that has these rows and this group, so that the first one's is kept."""
+    key = "cpu bunches", group
+    if key not in rows.notes:
+        totals = rows.totals_R[:singles].tolist()
+        rows.notes[key] = [_bunch(rows, group, totals, bounds, shape) for bounds in bunches(totals, shape)]
+    found: list[Bunch] = rows.notes[key]
+    return found
+
+
+def _bunch(rows: RowMeta, group: int, totals: list[int], bounds: tuple[int, int, int], shape: KVShape) -> Bunch:
+    first, last, context = bounds
+    # Rows without context read one place that nobody looks at.
+    context = max(context, 1)
+    table_RB = rows.tables[group][first:last, : -(-context // shape.block_tokens)]
+    mask = None
+    if min(totals[first:last]) < context:
+        seen_RL = torch.arange(context) < rows.totals_R[first:last].clamp(min=1)[:, None]
+        mask = torch.zeros(seen_RL.shape).masked_fill_(~seen_RL, -math.inf)[:, None, None]
+    return Bunch(first, last, context, table_RB, mask)
+
+
+def _singles(q_RHK: Tensor, pages: KVPages, bunch: Bunch, scale: float) -> Tensor:
     R, H, K = q_RHK.shape
-    k_RLGK, v_RLGK = _context(pages, table_RB, context)
-    L, G = k_RLGK.shape[1:3]
-    seen_RL = torch.arange(L) < totals_R.clamp(min=1)[:, None]
+    k_RLGK, v_RLGK = _context(pages, bunch.table_RB)
+    G = k_RLGK.shape[2]
     out = functional.scaled_dot_product_attention(
         q_RHK.float().view(R, G, H // G, K),
-        k_RLGK.transpose(1, 2),
-        v_RLGK.transpose(1, 2),
-        attn_mask=seen_RL[:, None, None],
+        k_RLGK[:, : bunch.context].transpose(1, 2),
+        v_RLGK[:, : bunch.context].transpose(1, 2),
+        attn_mask=bunch.mask,
         scale=scale,
     )
     return out.reshape(R, H, K)
@@ -95,8 +130,9 @@ def _chunk(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, sizes: tupl
     # A context of as many tokens as the chunk begins with it.
     whole = chunk.context == chunk.num_tokens
     positions_T = rows.positions_T[chunk.start : chunk.start + chunk.num_tokens]
-    table_1B = rows.tables[group][chunk.row : chunk.row + 1]
-    k_LGK, v_LGK = (x[0, : chunk.context] for x in _context(pages, table_1B, chunk.context))
+    blocks = -(-chunk.context // pages.shape.block_tokens)
+    table_1B = rows.tables[group][chunk.row : chunk.row + 1, :blocks]
+    k_LGK, v_LGK = (x[0, : chunk.context] for x in _context(pages, table_1B))
     out_HTK = functional.scaled_dot_product_attention(
         q_THK.float().transpose(0, 1)[None],
         k_LGK.transpose(0, 1)[None],
@@ -109,8 +145,8 @@ def _chunk(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, sizes: tupl
     return out_HTK.transpose(0, 1)
 
 
-def _context(pages: KVPages, table_RB: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    blocks = max(1, -(-context // pages.shape.block_tokens))
+def _context(pages: KVPages, table_RB: Tensor) -> tuple[Tensor, Tensor]:
+    """K and V of whole blocks, [R, B * S, G, K] each."""
     if isinstance(pages.kind, Rotating):
-        return pages.kind.read_turned(pages, table_RB[:, :blocks])
-    return pages.kind.read(pages, table_RB[:, :blocks])
+        return pages.kind.read_turned(pages, table_RB)
+    return pages.kind.read(pages, table_RB)
