@@ -196,7 +196,7 @@ def test_what_a_runner_says_of_itself(tmp_path):
 @pytest.mark.parametrize(("backend", "step_tokens"), [("reference", 2048), ("triton", 8192)])
 def test_steps_are_short_only_where_attention_gathers(monkeypatch, backend, step_tokens):
     """On a GPU that is not here: its facts and the bound ops are stood in for."""
-    monkeypatch.setattr(runner, "device_facts", lambda device: DeviceFacts("cuda", 80 * GIB))
+    monkeypatch.setattr(runner, "device_facts", lambda device, params: DeviceFacts("cuda", 80 * GIB))
     monkeypatch.setattr(runner, "bind", lambda *_: SimpleNamespace(backends={"attention": backend}))
     spec, gpu = spec_of("7B"), torch.device("cuda")
     made = runner.resolve(EngineConfig(ModelConfig("x")), spec, gpu)

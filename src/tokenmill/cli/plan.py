@@ -58,6 +58,7 @@ def plan_of(
     """The plan of a model as a table, on this machine or as `args` say."""
     from tokenmill.kv.layout import kind_names, kind_of
     from tokenmill.models.spec import read_spec
+    from tokenmill.runner.place import threads_for
     from tokenmill.runner.plan import PlanRequest, format_plan, memory_plan
 
     spec = read_spec(config_of(model))
@@ -71,7 +72,8 @@ def plan_of(
     heads = max(spec.num_kv_heads // asked.get("tp", 1), 1)
     kinds = ["auto"] if spec.latent else kind_names()
     kv = {name: kind_of(spec.latent, name).bytes_per_token(heads, spec.head_dim, 2) for name in kinds}
-    return format_plan(memory_plan(spec, kv, PlanRequest(memory, batch=batch, contexts=contexts, **asked)))
+    table = format_plan(memory_plan(spec, kv, PlanRequest(memory, batch=batch, contexts=contexts, **asked)))
+    return f"{table}\nThreads of a step on this machine's CPU: {threads_for(spec.linear_params)} (--threads sets it)."
 
 
 def run(args: argparse.Namespace) -> int:

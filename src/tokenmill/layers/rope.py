@@ -68,13 +68,16 @@ class Rope:
     def __call__(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """cos_TK, sin_TK fp32 [T, K / 2]. bases_T as `RopeBase.for_prompt` gave them, 0: the model's own."""
         angles_TK = positions_T.float()[:, None] * self._freqs(bases_T.float()[:, None])
-        return angles_TK.cos() * self.scale, angles_TK.sin() * self.scale
+        cos, sin = angles_TK.cos(), angles_TK.sin()
+        return (cos, sin) if self.scale == 1.0 else (cos * self.scale, sin * self.scale)
 
     def _freqs(self, bases_T1: Tensor) -> Tensor:
         """Frequencies [1 or T, K / 2]."""
         if self.long_freqs is not None:
             return torch.where(bases_T1 > 0.5, self.long_freqs, self.own_freqs)
         if self.facts.kind in ("dynamic", "qwen"):
+            if not bases_T1.is_cuda and float(bases_T1.max()) <= self.facts.theta:
+                return self.own_freqs[None]  # no prompt is long; on a CPU that may be looked at
             bent = 1.0 / bases_T1.clamp(min=1.0) ** self.exponents
             return torch.where(bases_T1 > 0.0, bent, self.own_freqs)
         return self.own_freqs[None]

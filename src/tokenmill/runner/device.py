@@ -108,7 +108,8 @@ class DeviceSteps:
 
     def decode(self, slots_R: Tensor, max_context: int) -> tuple[Tensor, Tensor]:
         """One steady step: logits [R, V] and totals [R]; lengths move on. What a graph captures."""
-        ids, rows = decode_rows(self.tables, slots_R, self.geometry, max_context)
+        padded = self.device.type == "cuda" or self.graphs is not None
+        ids, rows = decode_rows(self.tables, slots_R, self.geometry, max_context, padded)
         hidden = self.model.forward(ids, rows, self.caches)
         logits = self.model.logits(hidden)
         self.tables.advance(slots_R, rows.totals_R)

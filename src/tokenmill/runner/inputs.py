@@ -10,6 +10,7 @@ kernels/meta.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenmill.engine.contract import I32, Row, StepPlan
+from tokenmill.engine.contract import I32, NO_I32, Row, StepPlan
 from tokenmill.kernels.meta import ChunkRow, RowMeta
 from tokenmill.runner.encode import EncodeWork, HostImages
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, pack_changes
@@ -108,7 +109,7 @@ class Packer:
 def unpack(buffer: Tensor, segments: dict[str, tuple[int, tuple[int, ...]]]) -> dict[str, Tensor]:
     """Views of the packed array by name."""
     return {
-        name: buffer[start : start + int(np.prod(shape))].view(shape) for name, (start, shape) in segments.items()
+        name: buffer[start : start + math.prod(shape)].view(shape) for name, (start, shape) in segments.items()
     }
 
 
@@ -156,16 +157,21 @@ class _Order:
     def __init__(self, decode_slots: I32, rows: list[Row]):
         self.num_decode = len(decode_slots)
         self.rows = rows
-        self.slots: I32 = np.concatenate([decode_slots, [r.slot for r in rows]]).astype(np.int32)
-        self.counts: I32 = np.ones(len(self.slots), np.int32)
+        if not rows:
+            self.slots: I32 = decode_slots
+            self.counts: I32 = np.ones(len(decode_slots), np.int32)
+            self.firsts: I32 = np.arange(len(decode_slots) + 1, dtype=np.int32)
+            return
+        self.slots = np.concatenate([decode_slots, [r.slot for r in rows]]).astype(np.int32)
+        self.counts = np.ones(len(self.slots), np.int32)
         self.counts[self.num_decode :] = [r.num_tokens for r in rows]
         # First token of each row, and the end.
-        self.firsts: I32 = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
+        self.firsts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int32)
 
 
 def _check(order: _Order, host: HostSlots, limits: Limits) -> None:
     host.check(order.slots, "run")
-    if len(np.unique(order.slots)) != len(order.slots):
+    if len(set(order.slots.tolist())) != len(order.slots):
         raise ValueError("a slot stands twice in one plan")
     if len(order.slots) > limits.max_rows:
         raise ValueError(f"{len(order.slots)} rows planned; the runner takes {limits.max_rows}")
@@ -207,6 +213,8 @@ def _check_totals(order: _Order, totals: I32, host: HostSlots, limits: Limits) -
 
 def _chunks(order: _Order, totals: I32) -> tuple[ChunkRow, ...]:
     """Rows of more than one token, which stand last, so that attention need not pad the others to their length."""
+    if not order.rows:
+        return ()
     return tuple(
         ChunkRow(int(i), int(order.firsts[i]), int(order.counts[i]), int(totals[i]))
         for i in np.flatnonzero(order.counts > 1)
@@ -238,6 +246,8 @@ def _pack_images(packer: Packer, order: _Order, images: HostImages) -> None:
 
 def _work(plan: StepPlan, order: _Order, totals: I32, host: HostSlots, packer: Packer) -> SampleWork:
     """Who draws, in the order of the result: decode slots, then rows as the plan lists them."""
+    if not plan.rows and not len(plan.want_logprobs):
+        return _plain_work(plan, order, totals, host)
     place = {row.slot: i for i, row in enumerate(order.rows, order.num_decode)}
     drawing = [place[row.slot] for row in plan.rows if row.want & Want.TOKEN]
     index = np.concatenate([np.arange(order.num_decode), drawing]).astype(np.int32)
@@ -261,6 +271,16 @@ def _work(plan: StepPlan, order: _Order, totals: I32, host: HostSlots, packer: P
     )
 
 
+def _plain_work(plan: StepPlan, order: _Order, totals: I32, host: HostSlots) -> SampleWork:
+    """The same where every row is a decode slot that wants a token and no more: the step there are most of."""
+    slots = order.slots
+    stages = _stages(slots, totals, host)
+    candidates = _candidates(slots, host) if stages & Stage.DRAW else 0
+    return SampleWork(
+        slots, host.epoch[slots], stages, candidates, NO_I32, host.top_logprobs[NO_I32], _masked(plan.masked, slots)
+    )
+
+
 def _stages(slots: I32, totals: I32, host: HostSlots) -> Stage:
     stages = Stage(int(np.bitwise_or.reduce(host.stages[slots], initial=0)))
     if stages & Stage.STOPS and not (totals < host.min_tokens[slots]).any():
@@ -277,7 +297,9 @@ def _candidates(slots: I32, host: HostSlots) -> int:
 
 
 def _masked(masked: I32, slots: I32) -> dict[int, int]:
-    entry = {int(slot): i for i, slot in enumerate(slots)} if len(masked) else {}
+    if not len(masked):
+        return {}
+    entry = {int(slot): i for i, slot in enumerate(slots)}
     missing = [int(s) for s in masked if int(s) not in entry]
     if missing:
         raise ValueError(f"slots {missing[:8]} are masked but draw no token")
@@ -311,15 +333,21 @@ class Geometry:
     logn: Callable[[Tensor], Tensor | None]
 
 
-def decode_rows(tables: SlotTables, slots_R: Tensor, geometry: Geometry, max_context: int) -> tuple[Tensor, RowMeta]:
-    """ids and rows of a step in which every slot advances by the token it drew last. Rows of `dummy` are padding."""
-    valid = slots_R != tables.dummy
-    starts = torch.where(valid, tables.length[slots_R], 0)
-    totals = torch.where(valid, starts + 1, 0)
-    rows_R = torch.arange(len(slots_R), dtype=torch.int32, device=slots_R.device)
-    flat = _Flat(slots_R, rows_R, starts, totals, valid)
+def decode_rows(
+    tables: SlotTables, slots_R: Tensor, geometry: Geometry, max_context: int, padded: bool = True
+) -> tuple[Tensor, RowMeta]:
+    """ids and rows of a step in which every slot advances by the token it drew last. Rows of `dummy` are padding, which
+    only graphs need (`padded`)."""
     firsts = torch.arange(len(slots_R) + 1, dtype=torch.int32, device=slots_R.device)
-    single = valid.sum(dtype=torch.int32).view(1)
+    starts = tables.length[slots_R]
+    if padded:
+        valid = slots_R != tables.dummy
+        starts = torch.where(valid, starts, 0)
+        flat = _Flat(slots_R, firsts[:-1], starts, torch.where(valid, starts + 1, 0), valid)
+        single = valid.sum(dtype=torch.int32).view(1)
+    else:
+        flat = _Flat(slots_R, firsts[:-1], starts, starts + 1, None)
+        single = firsts[-1:]
     meta = _meta(tables, flat, geometry, _Bounds(firsts, single, 1, max_context, True))
     return tables.last[slots_R], meta
 

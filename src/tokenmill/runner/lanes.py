@@ -1,9 +1,9 @@
 """Where steps are carried out, in order: in the caller's thread on CUDA, on a CPU when their result is asked for.
 
-On CUDA a launch returns at once and the stream is the queue. On a CPU `run` queues, and whoever asks for a step's result
-computes it, in the asking thread: every step before is then published, and no second thread wants the interpreter
-between two operators of this one, which cost a small model a third of its speed. Computing inside `run` would hold back
-every token by a whole step. Ranks of a CPU group have a worker thread instead: none may wait for the other's question.
+On CUDA a launch returns at once and the stream is the queue. On a CPU `run` queues, and whoever asks for a step's
+result computes it, in the asking thread: every step before is then published, and no second thread wants the
+interpreter between two operators of this one. Computing inside `run` would hold back every token by a whole step.
+Ranks of a CPU group have a worker thread instead: a rank that waited to be asked would hold up the others' collectives.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def arenas(weights: int, groups: tuple[KVGroup, ...], spec: ModelSpec, config: E
 
 
 def holds_unpacked(spec: ModelSpec, ranks: int, free: int) -> bool:
-    """True where every linear as a matrix in fp32, the most that a backend makes of one, takes a part of free memory."""
+    """True where all linears in fp32, the most that a backend makes of them, take a part of what is free at most."""
     return 4 * spec.linear_params // ranks <= free * UNPACKED_FRAC
 
 

@@ -10,6 +10,7 @@ from tokenmill import env
 from tokenmill.config import DeviceFacts, EngineConfig
 from tokenmill.errors import ConfigError
 from tokenmill.runner.memory import free_bytes
+from tokenmill.runner.plan import cpu_threads
 
 
 def pick_device(config: EngineConfig, rank: int) -> torch.device:
@@ -31,14 +32,15 @@ def pick_device(config: EngineConfig, rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def device_facts(device: torch.device) -> DeviceFacts:
+def device_facts(device: torch.device, linear_params: int) -> DeviceFacts:
+    """`linear_params`: of the model that will run there, which decide how many threads are worth their meeting."""
     if device.type == "cuda":
         memory = torch.cuda.mem_get_info(device)[1]
-        return DeviceFacts("cuda", memory, cpu_threads(), torch.cuda.get_device_capability(device) >= (8, 0))
-    return DeviceFacts("cpu", free_bytes(device), cpu_threads())
+        return DeviceFacts("cuda", memory, 1, torch.cuda.get_device_capability(device) >= (8, 0))
+    return DeviceFacts("cpu", free_bytes(device), threads_for(linear_params))
 
 
-def cpu_threads() -> int:
-    """As OpenMP's variable says, else the cores this process may use."""
+def threads_for(linear_params: int) -> int:
+    """As OpenMP's variable says, else by the model's size and the cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return env.num_threads() or cores or 1
+    return env.num_threads() or cpu_threads(cores or 1, linear_params)

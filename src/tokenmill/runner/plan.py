@@ -28,6 +28,8 @@ DEVICE_BASE_BYTES = 512 << 20
 # norm).
 BLOCK_WIDTHS = 16
 MOST_FRAC = 0.98
+# A smaller share of a model is read in less time than threads take to meet at the end of every operator.
+THREAD_PARAMS = 16_000_000
 # Tiles of images that are encoded at once, and that are kept as vectors.
 IMAGE_BATCH = 8
 IMAGE_TILES = {"cuda": 128, "cpu": 32}
@@ -137,6 +139,11 @@ def kv_tokens(free_bytes: int, frac: float, token_bytes: int) -> int:
     return max(0, int(free_bytes * frac) // token_bytes)
 
 
+def cpu_threads(cores: int, linear_params: int) -> int:
+    """Threads of a step on a CPU: of the cores, one for every THREAD_PARAMS weights that a token's step reads."""
+    return max(1, min(cores, linear_params // THREAD_PARAMS))
+
+
 def require_tokens(tokens: int, needed: int, token_bytes: int, free_bytes: int, frac: float) -> None:
     """Raises CapacityError where the cache cannot hold one sequence of `needed` tokens; names the flag that fits."""
     if tokens >= needed:
@@ -213,7 +220,10 @@ def format_plan(plan: MemoryPlan) -> str:
             row.weights, row.kv, _gib(row.weight_bytes), str(row.token_bytes), str(row.tokens), str(row.max_context),
             *(str(n) for n in row.sequences.values()), *(_shown(v, request.memory_frac) for v in row.verdicts),
         ))
-    fp32 = f"A CPU computes in fp32: plain weights take {_gib(plan.fp32_weight_bytes)} there, KV auto twice the bytes."
+    fp32 = (
+        f"A CPU computes in fp32: plain weights take {_gib(plan.fp32_weight_bytes)} there (half where the "
+        "checkpoint has 16 bits), quantized ones half to all of that where memory allows, KV auto twice the bytes."
+    )
     return "\n".join([*lines, LEGEND, fp32])
 
 

@@ -21,6 +21,7 @@ from tokenmill.engine.contract import Capacity, KVGroup, Runner
 from tokenmill.errors import CapacityError, ConfigError
 from tokenmill.kernels.bind import BindFacts, bind
 from tokenmill.kv.layout import kind_of
+from tokenmill.log import get_logger
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.contract import ModelSpec
 from tokenmill.models.decoder import Decoder
@@ -64,6 +65,8 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     phases = Phases()
     spec = read_spec(config.model.path, replace(config.model, max_model_tokens=None))
     config = resolve(config, spec, device)
+    if device.type == "cpu":
+        get_logger().info("%d threads a step; OMP_NUM_THREADS sets another number", config.kernels.threads)
     model = load(config, device, group, spec)
     phases.end("weights")
     encoder = make_encoder(config, model)
@@ -87,7 +90,7 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
 def resolve(config: EngineConfig, spec: ModelSpec, device: torch.device) -> EngineConfig:
     """The configuration that will run; a chunk is kept short where attention is the reference's."""
     facts = ModelFacts(spec.max_model_tokens, spec.dtype, spec.vocab_size)
-    resolved = settings.resolve(config, facts, device_facts(device))
+    resolved = settings.resolve(config, facts, device_facts(device, spec.linear_params // config.parallel.tp))
     if config.scheduler.max_step_tokens is None and gathers(resolved, device):
         tokens = max(REFERENCE_STEP_TOKENS, resolved.scheduler.max_rows or 1)
         resolved = replace(resolved, scheduler=replace(resolved.scheduler, max_step_tokens=tokens))

@@ -79,6 +79,8 @@ class HostSlots:
         self.blocks: I32 = np.zeros((len(groups), num_slots), np.int32)
 
     def release(self, slots: I32) -> None:
+        if not len(slots):
+            return
         self.check(slots, "released")
         self.length[slots] = -1
         self.blocks[:, slots] = 0
@@ -98,6 +100,8 @@ class HostSlots:
 
     def give_blocks(self, new_blocks: I32) -> None:
         """new_blocks [n, 4]: (group, slot, index, block)."""
+        if not len(new_blocks):
+            return
         for g, group in enumerate(self.groups):
             part = new_blocks[new_blocks[:, 0] == g]
             if not len(part):
@@ -228,7 +232,7 @@ def pack_changes(inits: list[SlotInit], new_blocks: I32, num_groups: int) -> dic
         stops = {i.slot: [(t, -np.inf) for t in i.stop_ids] for i in inits if stages_of(i) & Stage.STOPS}
         _pack_lists(part, "stop", stops)
         _pack_history(part, [i for i in inits if i.sampling.needs_history])
-    for g in range(num_groups):
+    for g in range(num_groups if len(new_blocks) else 0):
         mine = new_blocks[new_blocks[:, 0] == g]
         if len(mine):
             part[f"blocks{g}"] = np.ascontiguousarray(mine[:, 1:])

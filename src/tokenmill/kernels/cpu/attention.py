@@ -6,9 +6,9 @@ that K and V are never repeated.
 
 A cache that is stored rotated is read as it is: queries are rotated before and the result after.
 
-Copying whole blocks brings in what lies behind a row's end: it is masked, but a NaN there (a row that failed, in a
-block given on) would survive the mask. A result that is not finite is therefore computed again by the reference, which
-reads only the row's own tokens; that costs time where a row has failed, and nothing otherwise.
+Rows of one length read no more than that. Otherwise what lies behind a row's end is read and masked, but a NaN there (a
+row that failed, in a block given on) would survive the mask. A result that is not finite is therefore computed again by
+the reference, which reads only the row's own tokens; that costs time where a row has failed, and nothing otherwise.
 
 R rows, T tokens, L places of a context, H query heads, G kv heads, g = H / G, K head dim. Tensors are read on the host
 freely: this is the host.
@@ -58,6 +58,8 @@ def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: A
         out_THK[span] = _chunk(q_THK[span], pages, rows, group, (chunk, facts.scale))
     if rotating:
         out_THK = rotating.turn(out_THK).to(given_THK.dtype)
+    if not chunks and all(bunch.mask is None for bunch in bunched):
+        return out_THK  # nothing was read but the rows' own tokens
     # One number of the whole tells whether any is not finite (an overflow of the sum only costs a second look).
     return out_THK if math.isfinite(out_THK.sum().item()) else reference(given_THK, pages, rows, group, facts)
 
@@ -78,8 +80,8 @@ def bunches(totals: list[int], shape: KVShape) -> Iterator[tuple[int, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Bunch:
-    """One-token rows `first` to `last` - 1, read up to `context` tokens. mask fp32 [R, 1, 1, L], None where every row has
-    them all."""
+    """One-token rows `first` to `last` - 1, read up to `context` tokens. mask fp32 [R, 1, 1, L]; None where every row
+    has them all."""
 
     first: int
     last: int

@@ -1,5 +1,5 @@
-"""Linears on a CPU: weights are held so that a step reads few bytes and unpacks none, and the result is still that of the
-dequantized fp32 matrix.
+"""Linears on a CPU: weights are held so that a step reads few bytes and unpacks none, and the result is still that of
+the dequantized fp32 matrix.
 
 A matrix whose numbers are half precision numbers (a 16-bit checkpoint's, or codes, apart from their scales) is packed
 once for FBGEMM's fp16 product: activations and sums are fp32, and half the bytes are read. Scales are applied to sums:
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tokenmill.kernels.bind import BindFacts
 from tokenmill.kernels.ops import Prepared
@@ -27,12 +26,14 @@ from tokenmill.weights.contract import Weight
 
 # Below so many numbers a group's product costs more than its bytes save (a call is worth about 100 KB of reading).
 LEAST_SLAB = 1 << 17
-MOST_HALF = 15
+# Powers of two: below fp16's largest number, and within fp32's range with room on both sides.
+MOST_HALF, MOST_POWER = 15, 120
 
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Columns of a matrix as half precision numbers [N, width], each row to be multiplied by `scale` (None: 1)."""
+    """Columns of a matrix as half precision numbers [N, width], and what multiplies each row's sums: fp32 [N], or one
+    for all (None: 1)."""
 
     codes_NM: Tensor
     scale: Tensor | None
@@ -99,9 +100,10 @@ class HalfLinear:
         if len(self._packed) == 1:
             y_TN, scale = _product(x_TM, self._packed[0]), self._scales[0]
             return y_TN if scale is None else y_TN.mul_(scale)
-        parts = zip(x_TM.split(self._widths, -1), self._packed, self._scales, strict=True)
+        parts = zip(torch.split(x_TM, self._widths, -1), self._packed, self._scales, strict=True)
         y_TN = x_TM.new_zeros(*x_TM.shape[:-1], self.shape[0])
         for part_TM, packed, scale in parts:
+            assert scale is not None
             y_TN.addcmul_(_product(part_TM, packed), scale)
         return y_TN
 
@@ -151,7 +153,7 @@ def _of_groups(weight: IntGroup) -> tuple[Tensor | None, tuple[Slab, ...] | None
     if order_M is not None:
         codes_NM = codes_NM[:, order_M]
     widths = torch.bincount(group_M, minlength=Q).tolist()
-    pairs = zip(codes_NM.split(widths, 1), weight.scales.float().unbind(1), strict=True)
+    pairs = zip(torch.split(codes_NM, widths, 1), weight.scales.float().unbind(1), strict=True)
     return order_M, tuple(Slab(codes, scale.contiguous()) for codes, scale in pairs if codes.shape[1])
 
 
@@ -160,19 +162,20 @@ def _of_blocks(weight: Fp8Block) -> tuple[Slab, ...] | None:
     if N * min(columns, M) < LEAST_SLAB:
         return None
     scales_NQ = weight.scales.float().repeat_interleave(rows, 0)[:N]
-    pairs = zip(weight.codes.float().split(columns, 1), scales_NQ.unbind(1), strict=True)
+    pairs = zip(torch.split(weight.codes.float(), columns, 1), scales_NQ.unbind(1), strict=True)
     return tuple(Slab(codes, scale.contiguous()) for codes, scale in pairs)
 
 
 def exact_half(matrix_NM: Tensor) -> Slab | None:
-    """The matrix times the power of two that brings its largest number near fp16's largest; None where digits are lost."""
+    """The matrix as it is, or times the power of two that brings its largest number near fp16's largest; None where
+    digits are lost either way."""
     largest = float(matrix_NM.abs().amax())
-    if not 0.0 < largest < math.inf:
+    if not largest < math.inf:
         return None
+    if torch.equal(matrix_NM.half().float(), matrix_NM):
+        return Slab(matrix_NM, None)
     power = MOST_HALF - math.frexp(largest)[1]
-    if not -120 < power < 120:
-        return None
-    scaled_NM = matrix_NM * 2.0**power
+    scaled_NM = matrix_NM * 2.0**power if abs(power) < MOST_POWER else matrix_NM
     if not torch.equal(scaled_NM.half().float(), scaled_NM):
         return None
     return Slab(scaled_NM, torch.tensor(2.0**-power))
