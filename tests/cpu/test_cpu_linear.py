@@ -53,7 +53,7 @@ def test_what_holds_each_class(name, monkeypatch):
 def test_groups_too_small_for_a_product_each_are_held_in_fp32():
     assert type(prepare_linear(int_group(192, 256), None, FP32)) is HeldLinear
     if module.has_half():
-        assert type(prepare_linear(int_group(1024, 256), None, FP32)) is HalfLinear
+        assert type(prepare_linear(int_group(2048, 256), None, FP32)) is HalfLinear
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**-40, 2.0**60])

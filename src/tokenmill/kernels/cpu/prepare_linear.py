@@ -24,8 +24,8 @@ from tokenmill.kernels.reference.prepare_linear import DenseLinear
 from tokenmill.weights.classes import Dense, Fp8Block, Fp8Channel, Fp8Tensor, Int8Channel, IntGroup
 from tokenmill.weights.contract import Weight
 
-# Below so many numbers a group's product costs more than its bytes save (a call is worth about 100 KB of reading).
-LEAST_SLAB = 1 << 17
+# Below so many numbers a group's product costs more than its bytes save (measured: equal near 2^17).
+LEAST_SLAB = 1 << 18
 # Powers of two: below fp16's largest number, and within fp32's range with room on both sides.
 MOST_HALF, MOST_POWER = 15, 120
 
