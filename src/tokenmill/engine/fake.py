@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenmill.engine.contract import Capacity, KVGroup, Row, RowExtras, SlotInit, StepPlan, StepResult
+from tokenmill.engine.contract import Capacity, Encode, KVGroup, Row, RowExtras, SlotInit, StepPlan, StepResult
 from tokenmill.engine.echo import EchoEngine as EchoEngine
 from tokenmill.types import Finish, Request, Sampling, Want
 
@@ -192,12 +192,17 @@ class FakeRunner:
             if self.images.pop(digest, None) is None:
                 refuse(f"image {digest} is dropped but is not here")
         for item in plan.encode:
-            if item.digest in self.images or item.num_tokens % self._capacity.tile_tokens or not item.num_tokens:
+            if item.digest in self.images or not self._is_whole(item):
                 refuse(f"image {item.digest} of {item.num_tokens} vectors")
             self.images[item.digest] = item.num_tokens
             self.encoded += 1
-        if sum(self.images.values()) * self._capacity.vector_bytes > self._capacity.encoder_cache_bytes:
+        if sum(-(-n // self._capacity.tile_tokens) for n in self.images.values()) > self._capacity.image_tiles:
             refuse("more images than the encoder's cache holds")
+
+    def _is_whole(self, item: Encode) -> bool:
+        if self._capacity.grids:
+            return len(item.grid) == 2 and item.grid[0] * item.grid[1] == item.num_tokens > 0
+        return item.num_tokens > 0 and item.num_tokens % self._capacity.tile_tokens == 0 and not item.grid
 
     def _check_rows(self, plan: StepPlan) -> list[Row]:
         logprobs = set(plan.want_logprobs.tolist())

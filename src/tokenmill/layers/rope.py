@@ -25,7 +25,8 @@ class RopeFacts:
     """A model's rotation, from its config. `max_position` is P; `original_max_position` O, of yarn, llama3, longrope.
 
     `attention_factor` multiplies cos and sin; None: the kind's own rule. `rotated_dim`: how many channels of a head are
-    turned (0: all); pairs behind them stand still.
+    turned (0: all); pairs behind them stand still. `sections`: how many pairs, in order, go by time, rows and columns
+    of a picture (): all by the position.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class RopeFacts:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     rotated_dim: int = 0
+    sections: tuple[int, ...] = ()
 
     def base_rule(self) -> RopeBase | None:
         """How a prompt's length decides `bases_T`; None where it does not matter."""
@@ -63,11 +65,18 @@ class Rope:
         self.scale = attention_scale(facts)
         self.exponents = exponents(facts.head_dim).to(device)
         self.own_freqs = frequencies(facts).to(device)
+        # Which row of positions turns each pair.
+        axes = [axis for axis, count in enumerate(facts.sections) for _ in range(count)]
+        self.axes_K = torch.tensor(axes, dtype=torch.long, device=device)
         self.long_freqs = frequencies(facts, long=True).to(device) if facts.kind == "longrope" else None
 
     def __call__(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos_TK, sin_TK fp32 [T, K / 2]. bases_T as `RopeBase.for_prompt` gave them, 0: the model's own."""
-        angles_TK = positions_T.float()[:, None] * self._freqs(bases_T.float()[:, None])
+        """cos_TK, sin_TK fp32 [T, K / 2]. bases_T as `RopeBase.for_prompt` gave them, 0: the model's own.
+
+        Positions [3, T] turn each pair by the row of its section.
+        """
+        places = positions_T.float()[:, None] if positions_T.ndim == 1 else positions_T.float()[self.axes_K].T
+        angles_TK = places * self._freqs(bases_T.float()[:, None])
         return angles_TK.cos() * self.scale, angles_TK.sin() * self.scale
 
     def _freqs(self, bases_T1: Tensor) -> Tensor:

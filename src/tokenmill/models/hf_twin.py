@@ -5,6 +5,7 @@ Written apart from the towers, because it checks them: nothing of their arithmet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,17 @@ from tokenmill.vision.tiles import Triple
 
 
 class HfTwin:
-    """transformers' model in fp32. `features(tiles)` and `logits(ids, tiles)`, tiles as bytes [N, size, size, 3]."""
+    """transformers' model in fp32. `features(tiles)`, `logits(ids, tiles)`: bytes [N, size, size, 3]; no grids are read."""
 
     def __init__(self, model: Any, mean: Triple, std: Triple):
         self.model = model
         self.mean, self.std = np.asarray(mean), np.asarray(std)
 
-    def features(self, tiles: Tensor) -> Tensor:
+    def features(self, tiles: Tensor, grids: Sequence[tuple[int, ...]] = ()) -> Tensor:
         found: Any = self.model.model.get_image_features(pixel_values=self.pixels(tiles)).pooler_output
         return torch.cat([one.reshape(-1, one.shape[-1]) for one in found])
 
-    def logits(self, ids_T: Tensor, tiles: Tensor) -> Tensor:
+    def logits(self, ids_T: Tensor, tiles: Tensor, grids: Sequence[tuple[int, ...]] = ()) -> Tensor:
         logits: Tensor = self.model(input_ids=ids_T[None], pixel_values=self.pixels(tiles)).logits
         return logits[0].float()
 

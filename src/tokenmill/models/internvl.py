@@ -6,6 +6,7 @@ once. Both say `intern_vit_6b` in their config, so only its keys are read. A til
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def vision(config: Config) -> VisionSpec:
     hidden = int(config["llm_config"]["hidden_size"])
     sizes = [torch.Size(shape).numel() for shape in tensors(config, hidden).values()]
     return VisionSpec(
-        tile_size=a.tile_size,
+        piece=(a.tile_size, a.tile_size, 3),
         tile_tokens=a.side**2 // 4,
         most_tiles=most + (1 if most > 1 else 0),
         params=sum(sizes),
@@ -153,11 +154,10 @@ class InternVLVision:
         self.scale = PixelScale(MEAN, STD, loader.device)
 
     @torch.inference_mode()
-    def __call__(self, tiles: Tensor) -> Tensor:
-        x_NSD = self.vit(self.scale(tiles).to(self.vit.dtype))
+    def __call__(self, pieces: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
+        x_NSD = self.vit(self.scale(pieces).to(self.vit.dtype))
         y = self.norm(shuffle_pixels(x_NSD[:, 1:], self.vit.arch.side))
-        z_TD = self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
-        return z_TD.view(len(tiles), self.spec.tile_tokens, -1)
+        return self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
 
 
 def tensors(config: Config, hidden_size: int) -> dict[str, tuple[int, ...]]:

@@ -6,8 +6,8 @@ class; both names of the tower's tensors are read, transformers before 5 wrote `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ def vision(config: Config) -> VisionSpec:
     tokens = 1 + a.side**2
     sizes = [torch.Size(shape).numel() for shape in tensors(config, int(language(config)["hidden_size"])).values()]
     return VisionSpec(
-        tile_size=a.tile_size,
+        piece=(a.tile_size, a.tile_size, 3),
         tile_tokens=a.side**2,
         most_tiles=1,
         params=sum(sizes),
@@ -157,10 +157,9 @@ class LlavaVision:
         self.scale = PixelScale(MEAN, STD, loader.device)
 
     @torch.inference_mode()
-    def __call__(self, tiles: Tensor) -> Tensor:
-        x_NSD = self.vit(self.scale(tiles).to(self.vit.dtype))
-        z_TD = self.fc2(functional.gelu(self.fc1(x_NSD[:, 1:].flatten(0, 1))))
-        return z_TD.view(len(tiles), self.spec.tile_tokens, -1)
+    def __call__(self, pieces: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
+        x_NSD = self.vit(self.scale(pieces).to(self.vit.dtype))
+        return self.fc2(functional.gelu(self.fc1(x_NSD[:, 1:].flatten(0, 1))))
 
 
 def tower_parts(source: Source) -> dict[str, tuple[str, ...]]:

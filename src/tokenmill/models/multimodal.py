@@ -28,7 +28,7 @@ class Multimodal:
     `words`: special
     tokens that stand for images in text. `twin` is transformers'
     whole model of a config, the language part's twin, the tower's tensors and the id that images fill: an object with
-    `features(tiles)` and `logits(ids, tiles)`.
+    `features(pieces, grids)` and `logits(ids, pieces, grids)`, as `contract.Vision` takes them.
     """
 
     name: str

@@ -7,14 +7,14 @@ token per vector of its picture, and a `MediaRef` says which picture fills them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RequestError
 from tokenmill.types import MediaRef, Message
+from tokenmill.vision.cutting import Cutting, Grid
 from tokenmill.vision.decode import refuse
-from tokenmill.vision.tiles import Tiling
 
 MOST_IMAGES = 16
 IMAGE_PARTS = ("image_url", "image", "input_image")
@@ -24,12 +24,16 @@ DETAIL = {"low": 6, "medium": 12, "high": 24}
 
 @dataclass(frozen=True, slots=True)
 class ImageWords:
-    """What stands for a picture in the text, and the id whose copies its vectors replace."""
+    """What stands for a picture in the text, and the id whose copies its vectors replace.
+
+    `joiner` stands between the parts of a message.
+    """
 
     start: str
     context: str
     end: str
     context_id: int
+    joiner: str = "\n"
 
     @property
     def text(self) -> str:
@@ -43,23 +47,18 @@ class ImagePart:
     source: str | bytes
     max_tiles: int | None = None
 
-    def tiling(self, own: Tiling) -> Tiling:
-        if self.max_tiles is None:
-            return own
-        return replace(own, max_tiles=self.max_tiles, min_tiles=min(own.min_tiles, self.max_tiles))
+    def cutting(self, own: Cutting) -> Cutting:
+        return own if self.max_tiles is None else own.limited(self.max_tiles)
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A prepared picture: the digest and file of its pixels, and how many vectors it becomes."""
+    """A prepared picture: the digest and file of its pixels, how many vectors it becomes, and their grid."""
 
     digest: str
     path: Path
     num_tokens: int
-
-
-def has_images(messages: Sequence[Message]) -> bool:
-    return any(_is_image(part) for message in messages for part in _parts(message))
+    grid: Grid = ()
 
 
 def take_images(messages: Sequence[Message], words: ImageWords) -> tuple[list[Message], list[ImagePart]]:
@@ -85,7 +84,7 @@ def expand(ids: Sequence[int], words: ImageWords, images: Sequence[Placed]) -> t
             out.append(token)
             continue
         image = images[len(media)]
-        media.append(MediaRef(image.digest, len(out), image.num_tokens, str(image.path)))
+        media.append(MediaRef(image.digest, len(out), image.num_tokens, str(image.path), image.grid))
         out += [token] * image.num_tokens
     return tuple(out), media
 
@@ -101,17 +100,27 @@ def _is_image(part: Any) -> bool:
 
 def _without_images(message: Message, words: ImageWords, found: list[ImagePart]) -> Message:
     parts = _parts(message)
-    if not any(_is_image(part) for part in parts):
+    if not parts:
         return message
-    if message.get("role") == "system":
+    if message.get("role") == "system" and any(map(_is_image, parts)):
         raise refuse("a system message holds text only")
+    if any(isinstance(part, dict) and "video" in str(part.get("type")) for part in parts):
+        raise refuse("videos are not taken: send single pictures of it as image_url parts")
     texts = []
     for part in parts:
         if _is_image(part):
             found.append(image_part(part))
             part = {"type": "text", "text": words.text}
         texts.append(part)
-    return {**message, "content": texts}
+    return {**message, "content": _joined(texts, words.joiner)}
+
+
+def _joined(parts: list[Any], joiner: str) -> Any:
+    """One text where this family's parts are joined otherwise than all others'; the parts where one is no text."""
+    texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in parts]
+    if joiner == "\n" or not all(isinstance(text, str) for text in texts):
+        return parts
+    return joiner.join(map(str, texts))
 
 
 def image_part(part: Message) -> ImagePart:

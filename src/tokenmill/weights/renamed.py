@@ -42,9 +42,9 @@ class RenamedSource:
 
 def rename(name: str, parts: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """A name with every key of `parts` replaced: as many names as the values have."""
-    names = (name,)
+    names: tuple[str, ...] = (name,)
     for part, owns in parts.items():
-        names = tuple(new for name in names for new in _replaced(name, part, owns))
+        names = tuple(new for own in names for new in _replaced(own, part, owns))
     return names
 
 

@@ -60,7 +60,7 @@ class Harmony(PieceTemplate):
 def about_model(options: dict[str, Any], has_tools: bool) -> str:
     """The system message."""
     if options.get("builtin_tools"):
-        raise RequestError("builtin_tools are not served: there is no browser and no python here", param="builtin_tools")
+        raise RequestError("builtin_tools are not served: no browser and no python is here", param="builtin_tools")
     identity, effort = options.get("model_identity") or IDENTITY, options.get("reasoning_effort") or "medium"
     return (
         f"<|start|>system<|message|>{identity}\nKnowledge cutoff: 2024-06\nCurrent date: {today()}\n\n"
