@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenmill.models.twin import read_twin, twin_config
 from tokenmill.vision.tiles import Triple
 
 
 class HfTwin:
-    """transformers' model in fp32. `features(tiles)`, `logits(ids, tiles)`: bytes [N, size, size, 3]; no grids are read."""
+    """transformers' model in fp32. `features(tiles)`, `logits(ids, tiles)`: bytes [N, size, size, 3], no grids."""
 
     def __init__(self, model: Any, mean: Triple, std: Triple):
         self.model = model
@@ -38,9 +39,9 @@ class HfTwin:
 
 def read_hf_twin(config: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     """transformers' model of a whole config and every tensor by its name on disk; every name must be met."""
-    from tokenmill.models.twin import read_twin, twin_config
-
-    whole = twin_config(config)
+    # Tensors come dequantized.
+    text = {key: value for key, value in config["text_config"].items() if key != "quantization_config"}
+    whole = twin_config({**config, "text_config": text})
     from transformers import AutoModelForImageTextToText
 
     return read_twin(AutoModelForImageTextToText, whole, tensors)

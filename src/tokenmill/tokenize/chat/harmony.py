@@ -99,9 +99,11 @@ def turns(talk: Sequence[Message]) -> list[str]:
 
 
 def _calls(message: Message, names: dict[str, str], answered: bool) -> str:
-    """Calls, and the thought before them while there is no answer yet."""
-    thought = message.get("reasoning_content") or message.get("thinking") or message["content"]
-    text = f"<|start|>assistant<|channel|>analysis<|message|>{thought}{END}" if thought and not answered else ""
+    """Calls, and what stood before them while there is no answer yet: a thought, and words if there is one."""
+    thought = message.get("reasoning_content") or message.get("thinking")
+    said = [("analysis", thought or message["content"]), ("commentary", message["content"] if thought else "")]
+    text = "".join(f"<|start|>assistant<|channel|>{where}<|message|>{words}{END}" for where, words in said if words)
+    text = "" if answered else text
     for call in message["tool_calls"]:
         name, arguments = call_of(call)
         # The last call's name is the one of results that do not say whose they are.
