@@ -155,8 +155,8 @@ def _read(work: EncodeWork, spec: VisionSpec) -> Tensor | None:
 def _pieces(work: EncodeWork, pixels: Tensor, spec: VisionSpec) -> list[_Piece]:
     if spec.grids:
         return [_Piece(pixels, work.places, work.grid)]
-    each = np.split(work.places, len(pixels))
-    return [_Piece(tile, places, ()) for tile, places in zip(pixels.split(1), each, strict=True)]
+    each = work.places.reshape(len(pixels), -1)
+    return [_Piece(tile, places, ()) for tile, places in zip(torch.split(pixels, 1), each, strict=True)]
 
 
 def _batches(pieces: list[_Piece], most_tokens: int) -> Iterator[list[_Piece]]:
