@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from tokenmill.weights.classes import Dense
 class VitArch:
     """`norm`: layer_norm or rms_norm. `qk_norm`: RMSNorm of q and k over all heads at once. `run_layers`: of those on
     disk, how many are run. `activation`: a key of ACTIVATIONS. `layer_scale`: a factor for each channel on what a half
-    block adds. `patch_bias`: of the patches' linear. `first_norm`: a norm before the blocks."""
+    block adds. `patch_bias`: of the patches' linear. `cls`: a token of its own before the patches'. `first_norm`: a
+    norm before the blocks; `last_norm`: one behind them."""
 
     hidden_size: int
     ffn_size: int
@@ -40,6 +42,8 @@ class VitArch:
     layer_scale: bool = True
     patch_bias: bool = True
     first_norm: bool = False
+    cls: bool = True
+    last_norm: bool = False
 
     @property
     def side(self) -> int:
@@ -49,21 +53,27 @@ class VitArch:
 
 @dataclass(frozen=True, slots=True)
 class VitNames:
-    """Where a checkpoint keeps what. `layer` has one place for the layer's index and ends in a dot. `first_norm`: where
-    the arch has one. Names within a layer are `VitBlock`'s; `weights/renamed.py` serves checkpoints with others."""
+    """Where a checkpoint keeps what. `layer` has one place for the layer's index and ends in a dot. `cls`,
+    `first_norm`, `last_norm`: where the arch has one. Names within a layer are `VitBlock`'s; `weights/renamed.py`
+    serves checkpoints with others."""
 
     cls: str
     patch: str
     position: str
     layer: str
     first_norm: str = ""
+    last_norm: str = ""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
 
 
 class TileNorm:
@@ -129,10 +139,11 @@ class Vit:
         kernel = shaped(loader, f"{names.patch}.weight", (D, 3, a.patch_size, a.patch_size)).view(D, P)
         patch = Part(Dense(kernel), read_bias(loader.source, names.patch, D, a.patch_bias), 1)
         self.patch = Linear((patch,), "replicated", loader)
-        self.cls_11D = shaped(loader, names.cls, (1, 1, D)).to(loader.device, loader.dtype)
-        position = shaped(loader, names.position, (1, 1 + a.side**2, D))
+        self.cls_11D = shaped(loader, names.cls, (1, 1, D)).to(loader.device, loader.dtype) if a.cls else None
+        position = shaped(loader, names.position, (1, int(a.cls) + a.side**2, D))
         self.position_1SD = position.to(loader.device, loader.dtype)
         self.first_norm = TileNorm(loader, names.first_norm, D, a.norm, a.eps) if a.first_norm else None
+        self.last_norm = TileNorm(loader, names.last_norm, D, a.norm, a.eps) if a.last_norm else None
         self.blocks = tuple(VitBlock(loader, a, names.layer.format(index)) for index in range(a.run_layers))
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -140,12 +151,14 @@ class Vit:
         expect(pixels, (N, size, size, 3), self.dtype, "tiles")
         cut = pixels.view(N, side, self.arch.patch_size, side, self.arch.patch_size, 3).permute(0, 1, 3, 5, 2, 4)
         x_NSD = self.patch(cut.reshape(N * side * side, -1)).view(N, side * side, -1)
-        x_NSD = torch.cat([self.cls_11D.expand(N, 1, -1), x_NSD], 1) + self.position_1SD
+        if self.cls_11D is not None:
+            x_NSD = torch.cat([self.cls_11D.expand(N, 1, -1), x_NSD], 1)
+        x_NSD = x_NSD + self.position_1SD
         if self.first_norm is not None:
             x_NSD = self.first_norm(x_NSD)
         for block in self.blocks:
             x_NSD = block(x_NSD)
-        return x_NSD
+        return x_NSD if self.last_norm is None else self.last_norm(x_NSD)
 
 
 def shaped(loader: Loader, name: str, shape: tuple[int, ...]) -> Tensor:

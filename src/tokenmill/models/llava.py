@@ -175,19 +175,19 @@ def tensors(config: Config, hidden_size: int) -> dict[str, tuple[int, ...]]:
         NAMES.cls: (D,),
         f"{NAMES.patch}.weight": (D, 3, a.patch_size, a.patch_size),
         NAMES.position: (1 + a.side**2, D),
-        **_pair(NAMES.first_norm, (D,)),
-        **_pair(f"{TOWER}.post_layernorm", (D,)),
-        **_pair("multi_modal_projector.linear_1", (hidden_size, D)),
-        **_pair("multi_modal_projector.linear_2", (hidden_size, hidden_size)),
+        **named_pair(NAMES.first_norm, (D,)),
+        **named_pair(f"{TOWER}.post_layernorm", (D,)),
+        **named_pair("multi_modal_projector.linear_1", (hidden_size, D)),
+        **named_pair("multi_modal_projector.linear_2", (hidden_size, hidden_size)),
     }
     for index in range(a.num_layers):
         prefix = NAMES.layer.format(index)
-        for name, shape in _layer_shapes(a).items():
-            shapes |= _pair(prefix + name, shape)
+        for name, shape in layer_shapes(a).items():
+            shapes |= named_pair(prefix + name, shape)
     return shapes
 
 
-def _layer_shapes(a: VitArch) -> dict[str, tuple[int, ...]]:
+def layer_shapes(a: VitArch) -> dict[str, tuple[int, ...]]:
     D, F = a.hidden_size, a.ffn_size
     square = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
     return {
@@ -195,7 +195,7 @@ def _layer_shapes(a: VitArch) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
 
 
-def _pair(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def named_pair(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 

@@ -26,7 +26,8 @@ DETAIL = {"low": 6, "medium": 12, "high": 24}
 class ImageWords:
     """What stands for a picture in the text, and the id whose copies its vectors replace.
 
-    `joiner` stands between the parts of a message.
+    `joiner` stands between the parts of a message. `around` stands on both sides of a picture in the prompt, where no
+    template may strip it.
     """
 
     start: str
@@ -34,10 +35,15 @@ class ImageWords:
     end: str
     context_id: int
     joiner: str = "\n"
+    around: str = ""
 
     @property
     def text(self) -> str:
         return self.start + self.context + self.end
+
+    def spread(self, prompt: str) -> str:
+        """A rendered prompt with `around` in its places."""
+        return prompt.replace(self.text, self.around + self.text + self.around) if self.around else prompt
 
 
 @dataclass(frozen=True, slots=True)
