@@ -143,16 +143,16 @@ def test_wrong_places_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_turns_equal_transformers(tmp_path: Path) -> None:
     """Any piece of a prompt, and what comes behind it."""
-    twin = load_whole_twin(make_tiny("qwen2_5_vl", tmp_path), 551)
+    twin = load_whole_twin(make_tiny("qwen2_5_vl", tmp_path), 500)
     grids, gaps = [(3, 5), (2, 2), (6, 1)], [4, 1, 3, 7]
     ids: list[int] = [5] * gaps[0]
     media: list[MediaRef] = []
     for grid, gap in zip(grids, gaps[1:], strict=True):
         media.append(MediaRef("x", len(ids), grid[0] * grid[1], grid=grid))
-        ids += [551] * media[-1].num_tokens + [7] * gap
+        ids += [500] * media[-1].num_tokens + [7] * gap
     shown = torch.tensor([ids])
     sizes = torch.tensor([(1, 2 * rows, 2 * columns) for rows, columns in grids])
-    theirs, delta = twin.model.model.get_rope_index(shown, (shown == 551).int(), sizes)
+    theirs, delta = twin.model.model.get_rope_index(shown, (shown == 500).int(), sizes)
     whole = theirs[:, 0].numpy()
     assert shift_of(tuple(media)) == int(delta) < 0
     behind = media[-1].offset + media[-1].num_tokens
@@ -170,8 +170,8 @@ def test_turns_equal_transformers(tmp_path: Path) -> None:
 # ---- sizes and refusals
 
 BIG_TEXT = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "vocab_size": 152064, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-            "max_position_embeddings": 32768}  # fmt: skip
+            "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}  # fmt: skip
 BIG_VISION = {
     "qwen2_vl": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16},
     "qwen2_5_vl": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,

@@ -52,11 +52,12 @@ LANGUAGE_TINY: Config = {
     "max_position_embeddings": 512,
     "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
     "vocab_size": 553,
-    "vision_start_token_id": 548,
-    "vision_end_token_id": 549,
-    "vision_token_id": 550,
-    "image_token_id": 551,
-    "video_token_id": 552,
+    # As the tiny tokenizer numbers WORDS.
+    "vision_start_token_id": 497,
+    "vision_end_token_id": 498,
+    "vision_token_id": 499,
+    "image_token_id": 500,
+    "video_token_id": 501,
 }
 TINY: Config = {
     **LANGUAGE_TINY,
