@@ -107,6 +107,14 @@ def test_the_config_of_transformers_5(tmp_path: Path) -> None:
     assert report.ok, str(report)
 
 
+def test_a_bent_rope_and_a_shared_head(tmp_path: Path) -> None:
+    """YaRN with sections, and the head that the small models share with their embedding."""
+    bent = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "mrope_section": [4, 6, 6]}
+    changed = {"rope_scaling": bent, "tie_word_embeddings": True}
+    report = check_parity(make_tiny("qwen2_vl", tmp_path, overrides=changed), Probe(tokens=20))
+    assert report.ok, str(report)
+
+
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [("qwen2_5_vl", "visual.patch_embed.proj.weight"), ("qwen2_5_vl", "visual.blocks.1.mlp.up_proj.weight"),
@@ -208,3 +216,5 @@ def test_what_is_not_served_is_refused(name: str, changed: dict[str, Any], words
 def test_sections_must_fit_the_head() -> None:
     with pytest.raises(ConfigError, match="add up to 16"):
         read_spec({**qwen2_vl.TINY, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}})
+    with pytest.raises(ConfigError, match="no mrope_section"):
+        read_spec({**qwen2_vl.TINY, "rope_scaling": None})

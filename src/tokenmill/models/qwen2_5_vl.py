@@ -86,6 +86,9 @@ def language(config: Config) -> Config:
     """The language model alone: Qwen2 under its own names."""
     nested = config.get("text_config")
     inner = dict(nested) if isinstance(nested, dict) else {k: v for k, v in config.items() if k not in PARTS}
+    rope = {**(inner.get("rope_scaling") or {}), **(inner.get("rope_parameters") or {})}
+    if not rope.get("mrope_section"):
+        raise ConfigError("config.json: rope_scaling has no mrope_section, which turns images by row and column")
     return {**inner, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 
 
