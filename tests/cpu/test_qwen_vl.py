@@ -19,6 +19,7 @@ from tokenmill.engine.images import shift_of, turns_of
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.layers.patch_vit import window_patches
 from tokenmill.models import parity, qwen2_5_vl, qwen2_vl
+from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.parity import Probe, check_parity
 from tokenmill.models.spec import read_spec
 from tokenmill.models.tiny import make_tiny
@@ -105,6 +106,22 @@ def test_the_config_of_transformers_5(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(nested(qwen2_5_vl.TINY)))
     report = check_parity(folder, Probe(tokens=20))
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_types_come_near_fp32(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """As GPUs run it: no dtype is mixed up on the way."""
+    folder = make_tiny(name, tmp_path, std=0.08)
+    exact, half = build_model(folder).vision, build_model(folder, ModelBuild(dtype=dtype)).vision
+    assert exact is not None and half is not None
+    draw = torch.Generator().manual_seed(1)
+    pieces = torch.randint(0, 256, (4 * 27, 3, 14, 14), generator=draw, dtype=torch.uint8)
+    grids = ((3, 7), (2, 3))
+    wanted, near = exact(pieces, grids), half(pieces, grids)
+    assert near.dtype == dtype
+    errors = (near.float() - wanted).square().mean(-1).sqrt() / wanted.square().mean(-1).sqrt()
+    assert float(errors.median()) < 24 * torch.finfo(dtype).eps
 
 
 def test_a_bent_rope_and_a_shared_head(tmp_path: Path) -> None:
