@@ -19,6 +19,7 @@ from tokenmill.engine.images import shift_of, turns_of
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.layers.patch_vit import window_patches
 from tokenmill.models import parity, qwen2_5_vl, qwen2_vl
+from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.parity import Probe, check_parity
 from tokenmill.models.spec import read_spec
 from tokenmill.models.tiny import make_tiny
@@ -107,6 +108,30 @@ def test_the_config_of_transformers_5(tmp_path: Path) -> None:
     assert report.ok, str(report)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_types_come_near_fp32(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """As GPUs run it: no dtype is mixed up on the way."""
+    folder = make_tiny(name, tmp_path, std=0.08)
+    exact, half = build_model(folder).vision, build_model(folder, ModelBuild(dtype=dtype)).vision
+    assert exact is not None and half is not None
+    draw = torch.Generator().manual_seed(1)
+    pieces = torch.randint(0, 256, (4 * 27, 3, 14, 14), generator=draw, dtype=torch.uint8)
+    grids = ((3, 7), (2, 3))
+    wanted, near = exact(pieces, grids), half(pieces, grids)
+    assert near.dtype == dtype
+    errors = (near.float() - wanted).square().mean(-1).sqrt() / wanted.square().mean(-1).sqrt()
+    assert float(errors.median()) < 24 * torch.finfo(dtype).eps
+
+
+def test_a_bent_rope_and_a_shared_head(tmp_path: Path) -> None:
+    """YaRN with sections, and the head that the small models share with their embedding."""
+    bent = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "mrope_section": [4, 6, 6]}
+    changed = {"rope_scaling": bent, "tie_word_embeddings": True}
+    report = check_parity(make_tiny("qwen2_vl", tmp_path, overrides=changed), Probe(tokens=20))
+    assert report.ok, str(report)
+
+
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [("qwen2_5_vl", "visual.patch_embed.proj.weight"), ("qwen2_5_vl", "visual.blocks.1.mlp.up_proj.weight"),
@@ -143,16 +168,16 @@ def test_wrong_places_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_turns_equal_transformers(tmp_path: Path) -> None:
     """Any piece of a prompt, and what comes behind it."""
-    twin = load_whole_twin(make_tiny("qwen2_5_vl", tmp_path), 551)
+    twin = load_whole_twin(make_tiny("qwen2_5_vl", tmp_path), 500)
     grids, gaps = [(3, 5), (2, 2), (6, 1)], [4, 1, 3, 7]
     ids: list[int] = [5] * gaps[0]
     media: list[MediaRef] = []
     for grid, gap in zip(grids, gaps[1:], strict=True):
         media.append(MediaRef("x", len(ids), grid[0] * grid[1], grid=grid))
-        ids += [551] * media[-1].num_tokens + [7] * gap
+        ids += [500] * media[-1].num_tokens + [7] * gap
     shown = torch.tensor([ids])
     sizes = torch.tensor([(1, 2 * rows, 2 * columns) for rows, columns in grids])
-    theirs, delta = twin.model.model.get_rope_index(shown, (shown == 551).int(), sizes)
+    theirs, delta = twin.model.model.get_rope_index(shown, (shown == 500).int(), sizes)
     whole = theirs[:, 0].numpy()
     assert shift_of(tuple(media)) == int(delta) < 0
     behind = media[-1].offset + media[-1].num_tokens
@@ -170,8 +195,8 @@ def test_turns_equal_transformers(tmp_path: Path) -> None:
 # ---- sizes and refusals
 
 BIG_TEXT = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-            "num_key_value_heads": 4, "vocab_size": 152064, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-            "max_position_embeddings": 32768}  # fmt: skip
+            "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}  # fmt: skip
 BIG_VISION = {
     "qwen2_vl": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16},
     "qwen2_5_vl": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
@@ -208,3 +233,5 @@ def test_what_is_not_served_is_refused(name: str, changed: dict[str, Any], words
 def test_sections_must_fit_the_head() -> None:
     with pytest.raises(ConfigError, match="add up to 16"):
         read_spec({**qwen2_vl.TINY, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}})
+    with pytest.raises(ConfigError, match="no mrope_section"):
+        read_spec({**qwen2_vl.TINY, "rope_scaling": None})

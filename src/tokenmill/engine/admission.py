@@ -71,10 +71,11 @@ def _check_media(request: Request, capacity: Capacity) -> None:
     end, most = 0, capacity.image_tiles * capacity.tile_tokens
     for image in request.media:
         if image.num_tokens > most:
+            fix = "" if capacity.grids else ", or limit its tiles with max_dynamic_patch"
             raise RequestError(
-                f"an image takes {image.num_tokens} tokens and the encoder's cache holds {most}: send a smaller one, "
-                "or limit its tiles with max_dynamic_patch", param="messages",
-            )  # fmt: skip
+                f"an image takes {image.num_tokens} tokens and the encoder's cache holds {most}: "
+                f"send a smaller one{fix}", param="messages",
+            )
         if not image.digest or not _is_whole(image, capacity) or image.offset < end:
             shape = "rows and columns" if capacity.grids else "whole tiles"
             raise RequestError(f"images must lie one behind the other, in {shape}", param="messages")

@@ -52,11 +52,12 @@ LANGUAGE_TINY: Config = {
     "max_position_embeddings": 512,
     "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
     "vocab_size": 553,
-    "vision_start_token_id": 548,
-    "vision_end_token_id": 549,
-    "vision_token_id": 550,
-    "image_token_id": 551,
-    "video_token_id": 552,
+    # As the tiny tokenizer numbers WORDS.
+    "vision_start_token_id": 497,
+    "vision_end_token_id": 498,
+    "vision_token_id": 499,
+    "image_token_id": 500,
+    "video_token_id": 501,
 }
 TINY: Config = {
     **LANGUAGE_TINY,
@@ -85,6 +86,9 @@ def language(config: Config) -> Config:
     """The language model alone: Qwen2 under its own names."""
     nested = config.get("text_config")
     inner = dict(nested) if isinstance(nested, dict) else {k: v for k, v in config.items() if k not in PARTS}
+    rope = {**(inner.get("rope_scaling") or {}), **(inner.get("rope_parameters") or {})}
+    if not rope.get("mrope_section"):
+        raise ConfigError("config.json: rope_scaling has no mrope_section, which turns images by row and column")
     return {**inner, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 
 
