@@ -217,6 +217,17 @@ async def test_talks_with_pictures_equal_transformers(folder: Path, twin: Any, s
         assert count == 1 or chunks[-1].usage.cached_tokens > 0
 
 
+async def test_a_picture_has_limits_of_its_own(served: ServedModel) -> None:
+    """In the part, as Qwen's own examples have them, or beside the URL."""
+    good = image(encoded(picture(150, 150)))
+    small = {"type": "image_url", "image_url": {**good["image_url"], "max_pixels": 6272}}
+    counts = []
+    for part in (good, {**good, "max_pixels": 6272}, small):
+        wish = TextRequest("count", ({"role": "user", "content": [part]},))
+        counts.append((await served.codec.prompt_ids(wish, ())).count(CONTEXT))
+    assert counts == [25, 4, 4]
+
+
 async def test_refusals(served: ServedModel) -> None:
     good = image(encoded(picture(60, 45)))
     cases: list[tuple[Any, str]] = [
@@ -224,6 +235,9 @@ async def test_refusals(served: ServedModel) -> None:
         ([good, {"type": "video", "video": "/a.mp4"}], "videos are not taken"),
         ([image(encoded(picture(1, 201)))], "at most 200 times"),
         ([good, text("<|image_pad|>")], "may not stand in text"),
+        ([{**good, "max_pixels": 100}], "must lie in this order between 3136 and 62720"),
+        ([{**good, "min_pixels": 62721}], "min_pixels 62721"),
+        ([{**good, "max_pixels": "all"}], "max_pixels must be a positive whole number"),
     ]
     for content, words in cases:
         with pytest.raises(RequestError, match=words) as caught:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from hashlib import blake2b
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,15 @@ class Cutting(Protocol):
 
     def limited(self, most_tiles: int) -> Cutting:
         """The same for a picture that may have so many tiles; itself where it knows none."""
+        ...
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A cutting in which a picture may have limits of its own, within the folder's."""
+
+    def between(self, min_pixels: int | None, max_pixels: int | None) -> Cutting:
+        """Raises RequestError on limits outside the folder's."""
         ...
 
 

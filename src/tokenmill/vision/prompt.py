@@ -13,10 +13,11 @@ from typing import Any
 
 from tokenmill.errors import RequestError
 from tokenmill.types import MediaRef, Message
-from tokenmill.vision.cutting import Cutting, Grid
+from tokenmill.vision.cutting import Cutting, Grid, Sized
 from tokenmill.vision.decode import refuse
 
 MOST_IMAGES = 16
+PIXELS = ("min_pixels", "max_pixels")
 IMAGE_PARTS = ("image_url", "image", "input_image")
 # OpenAI's `detail` as LMDeploy reads it.
 DETAIL = {"low": 6, "medium": 12, "high": 24}
@@ -48,13 +49,17 @@ class ImageWords:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture as a message holds it: a URL or the file's bytes; `max_tiles` where the part limits them."""
+    """A picture as a message holds it: a URL or the file's bytes; tiles or pixels where the part limits them."""
 
     source: str | bytes
     max_tiles: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     def cutting(self, own: Cutting) -> Cutting:
-        return own if self.max_tiles is None else own.limited(self.max_tiles)
+        if self.max_tiles is not None:
+            own = own.limited(self.max_tiles)
+        return own.between(self.min_pixels, self.max_pixels) if isinstance(own, Sized) else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +146,10 @@ def image_part(part: Message) -> ImagePart:
         tiles = DETAIL.get(str(details.get("detail")))
     if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or not 1 <= tiles <= 24):
         raise refuse("max_dynamic_patch must be a whole number from 1 to 24")
-    return ImagePart(source, tiles)
+    return ImagePart(source, tiles, *(_pixels(key, details.get(key, part.get(key))) for key in PIXELS))
+
+
+def _pixels(key: str, value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise refuse(f"{key} must be a positive whole number")
+    return None if value is None else int(value)

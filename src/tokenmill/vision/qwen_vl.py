@@ -7,7 +7,7 @@ shown twice, so its patches lie here once; the tower knows that.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,6 +57,15 @@ class Patching:
         rows, columns = height // (self.patch * MERGE), width // (self.patch * MERGE)
         split = whole.reshape(rows, MERGE, self.patch, columns, MERGE, self.patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
         return np.ascontiguousarray(split.reshape(-1, 3, self.patch, self.patch)), (rows, columns)
+
+    def between(self, min_pixels: int | None, max_pixels: int | None) -> Patching:
+        least, most = min_pixels or self.min_pixels, max_pixels or self.max_pixels
+        if not self.min_pixels <= least <= most <= self.max_pixels:
+            raise refuse(
+                f"min_pixels {least} and max_pixels {most} must lie in this order between {self.min_pixels} and "
+                f"{self.max_pixels}"
+            )
+        return replace(self, min_pixels=least, max_pixels=most)
 
     def limited(self, most_tiles: int) -> Patching:
         """There are no tiles to limit."""
