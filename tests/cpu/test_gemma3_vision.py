@@ -94,7 +94,7 @@ def test_published_sizes() -> None:
              "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False}
     config = {**TINY, "text_config": text, "vision_config": tower, "mm_tokens_per_image": 256, "eos_token_id": [1, 106]}
     spec = read_spec(config)
-    assert spec.vision is not None and spec.vision.ahead
+    assert spec.vision is not None and spec.vision.ahead and spec.eos_ids == (1, 106)
     assert (spec.vision.tile_tokens, spec.vision.piece) == (256, (896, 896, 3))
     assert spec.linear_params + spec.other_params == 4_300_079_472
     assert [group.window_tokens for group in spec.groups] == [None, 1024] and spec.max_model_tokens == 131072
@@ -172,7 +172,7 @@ def regret(folder: Path) -> Regret:
 @pytest.mark.parametrize(
     ("rows", "tokens", "tiles", "blocks"),
     [(8, 256, None, 64), (4, 20, None, 64), (1, 17, 1, 64), (3, 21, 2, 7)],
-    ids=["batched", "short chunks", "one at a time", "few blocks"],
+    ids=["batched, own process", "short chunks", "one at a time", "few blocks"],
 )
 async def test_answers_equal_transformers(
     folder: Path, regret: Regret, rows: int, tokens: int, tiles: int | None, blocks: int
@@ -182,7 +182,7 @@ async def test_answers_equal_transformers(
         cache=CacheConfig(num_blocks=blocks, image_tiles=tiles),
         scheduler=SchedulerConfig(max_rows=rows, max_step_tokens=tokens),
     )
-    engine = await start_engine(RUNNER, config, own_process=False)
+    engine = await start_engine(RUNNER, config, own_process=tokens == 256)
     asked = [request(name, folder) for name in PROMPTS]
     answers = await asyncio.gather(*map(engine.score, asked[:4]))
     answers += await asyncio.gather(*map(engine.score, asked[4:]))

@@ -23,7 +23,7 @@ from tokenmill.models.gemma import NormsFromOne
 from tokenmill.models.gemma3 import TINY as GEMMA3_TINY
 from tokenmill.models.hf_twin import HfTwin, read_hf_twin
 from tokenmill.models.llava import PARTS, layer_shapes, named_pair
-from tokenmill.models.multimodal import Config, LanguageTwin, Multimodal
+from tokenmill.models.multimodal import Config, LanguageTwin, Multimodal, with_defaults
 from tokenmill.models.pixels import PixelScale
 from tokenmill.weights.classes import Dense
 from tokenmill.weights.renamed import RenamedSource
@@ -74,7 +74,7 @@ TINY: Config = {
 
 
 def language(config: Config) -> Config:
-    return {**TEXT_DEFAULTS, **config["text_config"]}
+    return with_defaults(config, TEXT_DEFAULTS)
 
 
 def vit_arch(config: Config) -> VitArch:

@@ -20,7 +20,7 @@ from tokenmill.models.contract import VisionSpec
 from tokenmill.models.family import expect_positive
 from tokenmill.models.hf_twin import HfTwin, read_hf_twin
 from tokenmill.models.llama import LLAMA_TINY
-from tokenmill.models.multimodal import Config, LanguageTwin, Multimodal
+from tokenmill.models.multimodal import Config, LanguageTwin, Multimodal, with_defaults
 from tokenmill.models.pixels import PixelScale
 from tokenmill.weights.contract import Source
 from tokenmill.weights.renamed import RenamedSource
@@ -78,8 +78,8 @@ TINY: Config = {
 
 def language(config: Config) -> Config:
     """The nested config, whole: a Llama's unless it names another family."""
-    inner = config["text_config"]
-    return {**TEXT_DEFAULTS, **inner} if inner.get("model_type", "llama") == "llama" else inner
+    plain = config["text_config"].get("model_type", "llama") == "llama"
+    return with_defaults(config, TEXT_DEFAULTS if plain else {})
 
 
 def vit_arch(config: Config) -> VitArch:
