@@ -185,7 +185,8 @@ async def test_answers_equal_transformers(folder: tuple[str, Path], served: Serv
     history = [first, {"role": "assistant", "content": "a gradient"}]
     second = {"role": "user", "content": [{"type": "text", "text": "And"}, tall, wide]}
     answer = await ask(served, [*history, second], 8)
-    prompt = chat(folder[0], "<picture>\nWhat is this?", "a gradient", "And\n<picture>\n<picture>")
+    shown = "And\n<picture>\n<picture>" if folder[0] == "llava" else "And<picture>\n<picture>\n"
+    prompt = chat(folder[0], "<picture>\nWhat is this?", "a gradient", shown)
     check(folder, served, prompt, [WIDE, TALL, WIDE], answer)
 
 

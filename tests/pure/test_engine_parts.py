@@ -178,7 +178,7 @@ def test_records_come_back_as_they_went() -> None:
     config = EngineConfig(cache=CacheConfig(kv="int8", num_blocks=7), scheduler=SchedulerConfig(max_queue=3))
     asked = Request(
         "r", (1, 2, 3), Sampling(0.5, logit_bias=((1, -2.0),), seed=9), Stop(5, 1, (2,)), Want.TOKEN | Want.LOGPROBS, 3,
-        GrammarSpec("regex", "a+"), (MediaRef("d", 0, 2, "/d", (1, 2)),), "lora", "salt", -1, 2.5,
+        GrammarSpec("regex", "a+"), (MediaRef("d", 0, 2),), "lora", "salt", -1, 2.5,
     )
     for record in (wire.Start("a:b", config, "", "INFO"), wire.Submit(1 << 40, asked), wire.Abort(3), wire.Close()):
         frame = wire.pack(record)

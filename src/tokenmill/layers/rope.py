@@ -71,12 +71,10 @@ class Rope:
         self.long_freqs = frequencies(facts, long=True).to(device) if facts.kind == "longrope" else None
 
     def __call__(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos_TK, sin_TK fp32 [T, K / 2]. bases_T as `RopeBase.for_prompt` gave them, 0: the model's own.
-
-        Positions [3, T] turn each pair by the row of its section.
-        """
-        places = positions_T.float()[:, None] if positions_T.ndim == 1 else positions_T.float()[self.axes_K].T
-        angles_TK = places * self._freqs(bases_T.float()[:, None])
+        """cos_TK, sin_TK fp32 [T, K / 2]. bases_T as `RopeBase.for_prompt` gave them, 0: the model's own."""
+        if positions_T.ndim == 2:
+            return self._by_axes(bases_T, positions_T)
+        angles_TK = positions_T.float()[:, None] * self._freqs(bases_T.float()[:, None])
         return angles_TK.cos() * self.scale, angles_TK.sin() * self.scale
 
     def _freqs(self, bases_T1: Tensor) -> Tensor:
@@ -87,6 +85,11 @@ class Rope:
             bent = 1.0 / bases_T1.clamp(min=1.0) ** self.exponents
             return torch.where(bases_T1 > 0.0, bent, self.own_freqs)
         return self.own_freqs[None]
+
+    def _by_axes(self, bases_T: Tensor, positions_3T: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions along time, rows and columns: each pair goes by the row of its section."""
+        angles_TK = positions_3T.float()[self.axes_K].T * self._freqs(bases_T.float()[:, None])
+        return angles_TK.cos() * self.scale, angles_TK.sin() * self.scale
 
 
 def exponents(head_dim: int) -> Tensor:

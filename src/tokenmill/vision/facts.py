@@ -38,7 +38,7 @@ class PictureFamily:
     """`cutting` and `tile_tokens` read config.json and the image processor's own file ({} where there is none).
 
     start, context, end: the words around and in a picture's place; `context` is the one that is repeated. `joiner`
-    stands between the parts of a message, `around` on both sides of a picture once the template has written it.
+    stands between the parts of a message, `around` before and behind a picture once the template has written it.
     """
 
     architectures: tuple[str, ...]
@@ -48,7 +48,7 @@ class PictureFamily:
     context: str
     end: str
     joiner: str = "\n"
-    around: str = ""
+    around: tuple[str, str] = ("", "")
 
 
 def read_facts(config: Config, processor: Config, token_id: Callable[[str], int | None]) -> ImageFacts | None:

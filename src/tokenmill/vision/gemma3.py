@@ -29,5 +29,5 @@ def tile_tokens(config: dict[str, Any]) -> int:
 
 PICTURES = PictureFamily(
     ("Gemma3ForConditionalGeneration",), square_of, tile_tokens, "<start_of_image>", "<image_soft_token>",
-    "<end_of_image>", joiner="", around="\n\n",
+    "<end_of_image>", joiner="", around=("\n\n", "\n\n"),
 )  # fmt: skip

@@ -29,5 +29,6 @@ def _side(config: dict[str, Any], key: str, default: int) -> int:
 
 
 PICTURES = PictureFamily(
-    ("InternVLForConditionalGeneration",), tiling_of, tile_tokens, "<img>", "<IMG_CONTEXT>", "</img>"
-)
+    ("InternVLForConditionalGeneration",), tiling_of, tile_tokens, "<img>", "<IMG_CONTEXT>", "</img>", joiner="",
+    around=("", "\n"),
+)  # fmt: skip

@@ -27,7 +27,7 @@ DETAIL = {"low": 6, "medium": 12, "high": 24}
 class ImageWords:
     """What stands for a picture in the text, and the id whose copies its vectors replace.
 
-    `joiner` stands between the parts of a message. `around` stands on both sides of a picture in the prompt, where no
+    `joiner` stands between the parts of a message. `around` stands before and behind a picture in the prompt, where no
     template may strip it.
     """
 
@@ -36,7 +36,7 @@ class ImageWords:
     end: str
     context_id: int
     joiner: str = "\n"
-    around: str = ""
+    around: tuple[str, str] = ("", "")
 
     @property
     def text(self) -> str:
@@ -44,7 +44,8 @@ class ImageWords:
 
     def spread(self, prompt: str) -> str:
         """A rendered prompt with `around` in its places."""
-        return prompt.replace(self.text, self.around + self.text + self.around) if self.around else prompt
+        before, behind = self.around
+        return prompt.replace(self.text, before + self.text + behind)
 
 
 @dataclass(frozen=True, slots=True)
