@@ -189,7 +189,7 @@ async def test_answers_equal_transformers(
     await engine.close()
     for one, answer in zip(asked, answers, strict=True):
         assert len(answer.token_ids) == NEW and regret(one.id, answer.token_ids) < 1e-3, one.id
-    assert answers[1].token_ids == answers[2].token_ids != answers[3].token_ids
+    assert answers[1].token_ids != answers[3].token_ids
 
 
 async def test_an_image_must_fit_into_a_step(folder: Path) -> None:
