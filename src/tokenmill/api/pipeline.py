@@ -199,6 +199,16 @@ class Pipeline:
             raise ConfigError(f"{self._engine.name} is no reward model (InternLM2ForRewardModel, Qwen2ForRewardModel)")
         return scores
 
+    # ---- memory
+
+    def sleep(self, level: int = 1) -> None:
+        """Ends what runs and gives memory back: the cache, and weights to the host (level 1) or away (level 2)."""
+        self._loop.call(self._engine.sleep(level))
+
+    def wakeup(self, tags: Sequence[str] | None = None) -> None:
+        """Wakes `weights`, `kv_cache`, or both where none is named; answers are then what they were."""
+        self._loop.call(self._engine.wakeup(tuple(tags or ())))
+
     # ---- the end
 
     def close(self) -> None:

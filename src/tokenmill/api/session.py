@@ -92,6 +92,12 @@ class ServedModel:
     async def stats(self) -> Stats:
         return await self.engine.stats()
 
+    async def sleep(self, level: int = 1) -> None:
+        await self.engine.sleep(level)
+
+    async def wakeup(self, tags: tuple[str, ...] = ()) -> None:
+        await self.engine.wakeup(tags)
+
     async def close(self) -> None:
         await self.engine.close()
         self._parts.codec.close()

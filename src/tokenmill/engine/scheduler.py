@@ -108,6 +108,16 @@ class Scheduler:
         for seq in list(self.desk.live.values()):
             self.desk.end(seq, Finish.ERROR, error=message)
 
+    def end_all(self) -> None:
+        """Ends every request with ABORT."""
+        for seq in list(self.desk.live.values()):
+            self.desk.end(seq, Finish.ABORT)
+
+    def forget_cache(self) -> None:
+        """The runner has lost what it kept of prompts and pictures; nothing may be running."""
+        self.desk.tables.forget_prefixes()
+        self.desk.images.clear()
+
     def _expire(self) -> None:
         if not self._deadlines:
             return
