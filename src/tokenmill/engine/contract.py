@@ -264,8 +264,8 @@ class Pending(Protocol):
 class Runner(Protocol):
     """Compute, as the scheduler sees it. Decides nothing; refuses what it cannot do (ValueError).
 
-    `run` queues a step and returns at once; steps run in order. `control` is drained and ordered with plans: `describe`,
-    `sleep` (level) and `wake` (tags); the last two return the parts still asleep.
+    `run` queues a step and returns at once; steps run in order. `control` is drained and ordered with plans: it knows
+    `describe`, `sleep` (level) and `wake` (tags); the last two return the parts still asleep.
     """
 
     def capacity(self) -> Capacity: ...

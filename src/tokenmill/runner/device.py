@@ -243,7 +243,7 @@ class DeviceRunner:
         return pending
 
     def control(self, op: str, **arguments: Any) -> Any:
-        """`describe`: what was decided at start (facts.py); `sleep` (level) and `wake` (tags): what still sleeps then."""
+        """`describe`: what was decided at start (facts.py); `sleep` (level), `wake` (tags): what sleeps then."""
         if op == "describe":
             return dict(self._facts)
         if self.bed is not None and op == "sleep":

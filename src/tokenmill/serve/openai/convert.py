@@ -39,6 +39,7 @@ def chat_job(body: ChatRequest, engine: TextEngine, options: ServerOptions, time
         tool_choice=wish.choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         template_options=_template_options(body),
+        thinking_budget=body.thinking_budget if body.thinking_token_budget is None else body.thinking_token_budget,
     )
     return _job(body, [request], least_tokens=1)
 

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 INT64_MAX = (1 << 63) - 1
 MAX_PROMPTS = 64
 MAX_STOPS = 16
 
-Name = Annotated[str, Field(max_length=128, pattern=r"^[\x20-\x7e]*$")]
+def _plain(value: str) -> str:
+    if not (value.isascii() and (value.isprintable() or not value)):
+        raise ValueError("only printable ASCII characters are accepted, as such names go into keys and logs; encode it")
+    return value
+
+
+Name = Annotated[str, Field(max_length=128), AfterValidator(_plain)]
 
 
 class Model(BaseModel):
@@ -104,7 +110,12 @@ Messages = Annotated[
 ]
 
 
+Budget = Annotated[int, Field(ge=0, le=INT64_MAX)]
+
+
 class ChatRequest(Generation):
+    """`thinking_token_budget` is vLLM's name for the most tokens of reasoning, `thinking_budget` Qwen's."""
+
     messages: Messages
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -114,6 +125,8 @@ class ChatRequest(Generation):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "max"] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=32)
     enable_thinking: bool | None = None
+    thinking_token_budget: Budget | None = None
+    thinking_budget: Budget | None = None
     do_preprocess: bool | None = None
 
 
