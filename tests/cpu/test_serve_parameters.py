@@ -68,6 +68,8 @@ CHAT_BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "chat_template_kwargs": ([{}, {"enable_thinking": True}, {"date_string": "today"}],
                              [{"tokenize": True}, {"return_dict": True}, {"chat_template": "{{1}}"}, {"tools": "x"},
                               {"enable_thinking": [1]}, {"enable_thinking": {"a": 1}}, {"__class__": 1}]),
+    "thinking_token_budget": ([0, 512, INT64, None], [-1, 1.5, "5", True]),
+    "thinking_budget": ([0, 512, None], [-1, "5"]),
     "user": (["", "a" * 128, None], ["a" * 129, "é", "a\nb", "\x1b[31m", 5]),
     "cache_salt": (["", "a" * 128], ["a" * 129, "\x00"]),
     "session_id": ([-1, 0, INT64], [-2, "a", 1.5]),

@@ -10,11 +10,14 @@ import weakref
 from pathlib import Path
 
 import pytest
+from tests.support.drive import Driver
 
 from tokenmill.config import CacheConfig, EngineConfig, KernelConfig, ModelConfig, SchedulerConfig
 from tokenmill.engine.client import EngineClient, start_engine
 from tokenmill.errors import FormatError, RequestError
 from tokenmill.models.tiny import make_tiny
+from tokenmill.runner import sleep
+from tokenmill.runner.memory import resident_bytes
 from tokenmill.runner.runner import make_runner
 from tokenmill.types import Finish, Request, Sampling, Stop
 
@@ -116,6 +119,27 @@ async def test_weights_that_cannot_be_read_sleep_on(tmp_path: Path) -> None:
         assert await said(engine, "after") == before
     finally:
         await engine.close()
+
+
+def test_weights_that_leave_come_back_as_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Level 1 as on a GPU, from this device's memory to a copy in it."""
+    monkeypatch.setattr(sleep, "leaves", lambda storage: storage.resizable() and storage.nbytes() > 0)
+    runner = make_runner(config(folder))
+    try:
+        before = Driver(runner).generate(0, list(PROMPT), 12)
+        held = resident_bytes(runner._steps.model)
+        runner.control("sleep", level=1)
+        assert resident_bytes(runner._steps.model) < held
+        assert runner.control("wake", tags=("weights",)) == ("kv_cache",)
+        assert resident_bytes(runner._steps.model) == held
+        assert runner.control("wake", tags=("kv_cache",)) == ()
+        assert Driver(runner).generate(0, list(PROMPT), 12) == before
+        runner.control("sleep", level=1)
+        runner.control("sleep", level=2)
+        runner.control("wake", tags=())
+        assert Driver(runner).generate(0, list(PROMPT), 12) == before
+    finally:
+        runner.close()
 
 
 def test_pages_and_weights_are_really_gone(folder: Path) -> None:

@@ -81,9 +81,8 @@ class Bed:
 
     def _move_out(self) -> None:
         """Bytes leave one storage at a time; tensors keep their storages, which wake elsewhere."""
-        found = [s for s in storages(self._steps.model) if s.device.type == "cuda"]
-        for storage in found:
-            self._kept.append((storage, _bytes_of(storage).cpu()))
+        for storage in filter(leaves, storages(self._steps.model)):
+            self._kept.append((storage, _bytes_of(storage).to("cpu", copy=True)))
             storage.resize_(0)
 
     def _wake_weights(self) -> None:
@@ -113,6 +112,11 @@ class Bed:
             gc.freeze()
         if self._steps.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def leaves(storage: torch.UntypedStorage) -> bool:
+    """Whether a storage's bytes go to the host at level 1."""
+    return storage.device.type == "cuda"
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
