@@ -9,7 +9,12 @@ from tokenmill.serve.http.errors import error_response
 from tokenmill.serve.http.service import Phase, Service
 
 # Answered in every phase: they tell about the server, not about the model.
-ALWAYS = frozenset({"/", "/ui", "/openapi.json", "/health", "/health/live", "/health/ready", "/version", "/metrics"})
+ALWAYS = frozenset(
+    {
+        "/", "/docs", "/redoc", "/ui", "/openapi.json", "/metrics", "/version",
+        "/health", "/health/live", "/health/ready",
+    }
+)  # fmt: skip
 
 # Answered while the model sleeps: what steers the server, and what needs no more of a model than its text side.
 SLEEPING = frozenset(

@@ -77,6 +77,10 @@ def check_common(body: Generation, engine: TextEngine, options: ServerOptions) -
         raise _refuse("best_of other than n is not supported; leave it out", "best_of")
     if (body.n or 1) > 1 and _session(body) is not None:
         raise _refuse("n above 1 cannot go with a session_id", "n")
+    if body.return_routed_experts:
+        raise _refuse("routed experts are not returned by this server; leave it out", "return_routed_experts")
+    if body.repetition_ngram_size:
+        raise _refuse("repetition_ngram_size is not supported; use repetition_penalty", "repetition_ngram_size")
     if body.chat_template is not None:
         raise RequestError("a chat_template in a request is not accepted", 403, param="chat_template")
 

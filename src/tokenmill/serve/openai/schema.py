@@ -76,6 +76,9 @@ class Generation(Model):
     chat_template: str | None = None
     response_format: dict[str, Any] | None = None
     return_token_ids: bool | None = None
+    return_routed_experts: bool | None = None
+    repetition_ngram_size: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    repetition_ngram_threshold: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
 
 
 def _shape(value: Any) -> str:
