@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.support.drive import Driver
+from tests.support.http_server import LOOPBACK, client_of
 
+from tokenmill import GenerationConfig, TurbomindEngineConfig, pipeline
+from tokenmill.api.build import open_text_engine
+from tokenmill.api.contract import TextEngine
 from tokenmill.config import CacheConfig, EngineConfig, KernelConfig, ModelConfig, SchedulerConfig
 from tokenmill.engine.client import EngineClient, start_engine
 from tokenmill.errors import FormatError, RequestError
@@ -19,6 +25,7 @@ from tokenmill.models.tiny import make_tiny
 from tokenmill.runner import sleep
 from tokenmill.runner.memory import resident_bytes
 from tokenmill.runner.runner import make_runner
+from tokenmill.serve.http import background
 from tokenmill.types import Finish, Request, Sampling, Stop
 
 PROMPT = tuple(range(3, 40))
@@ -82,7 +89,9 @@ async def test_what_runs_is_aborted_first(folder: Path) -> None:
         while not (await engine.stats()).output_tokens:
             await asyncio.sleep(0.01)
         await engine.sleep()
-        assert {(await one).finish for one in running} == {Finish.ABORT}
+        # On a machine that stands still, some may have come to their end before.
+        finishes = {(await one).finish for one in running}
+        assert Finish.ABORT in finishes <= {Finish.ABORT, Finish.LENGTH}
         await engine.sleep(2)
         await engine.wakeup()
         await engine.wakeup()
@@ -119,6 +128,39 @@ async def test_weights_that_cannot_be_read_sleep_on(tmp_path: Path) -> None:
         assert await said(engine, "after") == before
     finally:
         await engine.close()
+
+
+def test_a_pipeline_sleeps(folder: Path) -> None:
+    greedy = GenerationConfig(max_new_tokens=6, ignore_eos=True, top_k=1)
+    with pipeline(str(folder), TurbomindEngineConfig(session_len=256, max_batch_size=2)) as pipe:
+        before = pipe("hello", gen_config=greedy).token_ids
+        pipe.sleep(2)
+        refused = pipe("hello", gen_config=greedy)
+        assert refused.finish_reason == "error" and "sleeps" in (refused.error_message or "")
+        pipe.wakeup(["weights", "kv_cache"])
+        assert pipe("hello", gen_config=greedy).token_ids == before
+
+
+def test_a_whole_server_sleeps(folder: Path, tmp_path: Path) -> None:
+    """What the model says afterwards is what it said before; the text side answers meanwhile."""
+
+    async def factory() -> TextEngine:
+        return await open_text_engine(config(folder), name="tiny")
+
+    path = str(tmp_path / "admin.sock")
+    asked = {"model": "tiny", "prompt": "hello", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    with (
+        background(factory, replace(LOOPBACK, admin_socket=path)) as server,
+        client_of(server, 60) as client,
+        httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://admin", timeout=60) as admin,
+    ):
+        before = client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+        assert admin.post("/sleep?level=2").status_code == 200
+        assert client.post("/v1/completions", json=asked).status_code == 503
+        assert client.post("/v1/encode", json={"input": "hello"}).status_code == 200
+        assert admin.post("/wakeup?tags=none").status_code == 400
+        assert admin.post("/wakeup").status_code == 200
+        assert client.post("/v1/completions", json=asked).json()["choices"][0]["text"] == before
 
 
 def test_weights_that_leave_come_back_as_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
