@@ -33,7 +33,7 @@ def chat_job(body: ChatRequest, engine: TextEngine, options: ServerOptions, time
         _request("chatcmpl", body, engine, timeout_s),
         prompt=prompt,
         chat=chat,
-        logprobs=bool(body.logprobs),
+        logprobs=bool(body.logprobs or body.return_logprob),
         top_logprobs=body.top_logprobs or 0,
         tools=wish.tools,
         tool_choice=wish.choice,
@@ -182,8 +182,15 @@ def _stop_ids(body: Generation, limits: TextLimits) -> tuple[int, ...]:
     return ids
 
 
-def _chat_prompt(body: ChatRequest, limits: TextLimits) -> tuple[str | tuple[Message, ...], bool]:
-    """A string goes to the model as it is, without the chat template, as LMDeploy has it."""
+def _chat_prompt(body: ChatRequest, limits: TextLimits) -> tuple[str | tuple[int, ...] | tuple[Message, ...], bool]:
+    """A string goes to the model as it is, without the chat template, as LMDeploy has it; so do ids."""
+    if body.input_ids is not None:
+        if body.messages is not None:
+            raise _refuse("input_ids cannot be combined with messages; leave one of them out", "input_ids")
+        check_ids(tuple(body.input_ids), limits)
+        return tuple(body.input_ids), False
+    if body.messages is None:
+        raise _refuse("messages: a conversation is needed", "messages")
     if isinstance(body.messages, str):
         return body.messages, False
     messages = tuple(plain_message(message, limits) for message in body.messages)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 INT64_MAX = (1 << 63) - 1
 MAX_PROMPTS = 64
@@ -117,9 +117,14 @@ Budget = Annotated[int, Field(ge=0, le=INT64_MAX)]
 
 
 class ChatRequest(Generation):
-    """`thinking_token_budget` is vLLM's name for the most tokens of reasoning, `thinking_budget` Qwen's."""
+    """`thinking_token_budget` is vLLM's name for the most tokens of reasoning, `thinking_budget` Qwen's.
 
-    messages: Messages
+    `input_ids` stand in for messages, which are then left out, or empty as LMDeploy's clients send them.
+    """
+
+    messages: Messages | None = None
+    input_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    return_logprob: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)
@@ -131,6 +136,14 @@ class ChatRequest(Generation):
     thinking_token_budget: Budget | None = None
     thinking_budget: Budget | None = None
     do_preprocess: bool | None = None
+
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ids_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("input_ids") is not None and not value.get("messages"):
+            return {name: item for name, item in value.items() if name != "messages"}
+        return value
 
 
 Prompt = str | tuple[int, ...]
