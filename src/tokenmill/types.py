@@ -126,12 +126,12 @@ class Request:
     want: Want = Want.TOKEN
     top_logprobs: int = 0
     grammar: GrammarSpec | None = None
-    thinking: Thinking | None = None
     media: tuple[MediaRef, ...] = ()
     adapter: str = ""
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    thinking: Thinking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +217,11 @@ class TextRequest:
     parallel_tool_calls: bool = True
     template_options: dict[str, Any] = field(default_factory=dict)
     grammar: GrammarSpec | None = None
-    thinking_budget: int | None = None
     cache_salt: str = ""
     adapter: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    thinking_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ KINDS = {
     "multiple_choice": "doc_to_choice: choices\ndoc_to_target: gold\n"
     "metric_list: [{metric: acc}, {metric: acc_norm}]\n",
     "loglikelihood": 'doc_to_target: " {{choices[0]}}"\nmetric_list: [{metric: perplexity}, {metric: acc}]\n',
+    "generate_until": 'doc_to_target: "{{choices[0]}}"\nmetric_list: [{metric: exact_match}]\n'
+    "generation_kwargs: {until: [\"\\n\"], max_gen_toks: 12, do_sample: false, temperature: 0}\n",
 }
 
 
@@ -51,7 +53,7 @@ def evaluate(folder: Path, name: str, model: str, arguments: str) -> dict[int, A
         ",".join(f"mill_{kind}" for kind in KINDS), "--include_path", str(folder), "--batch_size", "4",
         "--log_samples", "--output_path", str(folder / name), "--device", "cpu",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[Any, Any] = {}
     for kind in KINDS:
@@ -74,7 +76,10 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
                         "--model-name", "tiny") as server:  # fmt: skip
         arguments = f"model=tiny,base_url={server.url}/v1/completions,tokenizer={folder},max_length=256"
         ours = evaluate(tmp_path, "ours", "local-completions", f"{arguments},tokenized_requests=True,num_concurrent=2")
-    assert ours.keys() == theirs.keys() and len(ours) == 24
+    assert ours.keys() == theirs.keys() and len(ours) == 36
     for key, heard in theirs.items():
+        if key[0] == "generate_until":
+            assert heard == ours[key] and any(heard)
+            continue
         for (value, greedy), (our_value, our_greedy) in zip(heard, ours[key], strict=True):
             assert float(our_value) == pytest.approx(float(value), abs=1e-3) and our_greedy == greedy
