@@ -20,7 +20,7 @@ from tokenmill.api.build import open_text_engine
 from tokenmill.api.contract import TextEngine
 from tokenmill.config import CacheConfig, EngineConfig, KernelConfig, ModelConfig, SchedulerConfig
 from tokenmill.engine.client import EngineClient, start_engine
-from tokenmill.errors import FormatError, RequestError
+from tokenmill.errors import ConfigError, FormatError, RequestError
 from tokenmill.models.tiny import make_tiny
 from tokenmill.runner import sleep
 from tokenmill.runner.memory import resident_bytes
@@ -139,6 +139,8 @@ def test_a_pipeline_sleeps(folder: Path) -> None:
         assert refused.finish_reason == "error" and "sleeps" in (refused.error_message or "")
         pipe.wakeup(["weights", "kv_cache"])
         assert pipe("hello", gen_config=greedy).token_ids == before
+    with pytest.raises(ConfigError, match="closed"):
+        pipe.sleep()
 
 
 def test_a_whole_server_sleeps(folder: Path, tmp_path: Path) -> None:
