@@ -85,7 +85,8 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
     assert sum(bool(*heard) for key, heard in theirs.items() if key[0] == "generate_until") > 6
     for key, heard in theirs.items():
         if key[0] == "generate_until":
-            assert heard == ours[key]
+            # Half a character at the end, which a cut may leave, is never shown by us.
+            assert [text.rstrip("\ufffd") for text in heard] == [text.rstrip("\ufffd") for text in ours[key]]
             continue
         for (value, greedy), (our_value, our_greedy) in zip(heard, ours[key], strict=True):
             assert float(our_value) == pytest.approx(float(value), abs=1e-3) and our_greedy == greedy
