@@ -79,13 +79,15 @@ class Finish(StrEnum):
 class MediaRef:
     """An image a prompt refers to: its content digest and the span of placeholder tokens it fills.
 
-    `source`: the file with its pixels, which lasts as long as the request.
+    `source`: the file with its pixels, which lasts as long as the request. `grid`: rows and columns of its vectors, for
+    models that turn each by its place in the picture; () for others.
     """
 
     digest: str
     offset: int
     num_tokens: int
     source: str = ""
+    grid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,8 @@ class Capacity:
     `max_drafts` is how many tokens beside the first a FROM_DEVICE row may bring. Images are kept as vectors, in tiles
     of `tile_tokens` vectors of `vector_bytes` each, `encoder_cache_bytes` in all (0: text only). `salt` names
     everything but the tokens that decides a block's content (KV kind, weights version) and goes into every block key.
-    `generates`: False where a model has no logits, only a score of a prompt.
+    `generates`: False where a model has no logits, only a score of a prompt. `grids`: an image has rows and columns, by
+    which its tokens are turned; it may end within a tile, and text behind it goes on from its longer side.
     """
 
     groups: tuple[KVGroup, ...]
@@ -104,6 +105,7 @@ class Capacity:
     rope: RopeBase | None = None
     salt: str = ""
     generates: bool = True
+    grids: bool = False
 
     @property
     def image_tiles(self) -> int:
@@ -121,6 +123,7 @@ class SlotInit:
     `history`: the whole token list so far, present only when penalties or a drafter need it (a prefix hit never shows
     the runner those tokens); `prompt_tokens` says how many of a history are prompt, the rest were drawn before a
     preemption. `min_tokens`: `stop_ids` may not be drawn at positions below it. `seed` is never None here.
+    `turn_shift`: how far tokens behind the prompt's last image are turned beyond their position (grids; else 0).
     """
 
     slot: int
@@ -129,6 +132,7 @@ class SlotInit:
     seed: int
     prompt_tokens: int
     rope_base: float = 0.0
+    turn_shift: int = 0
     min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     top_logprobs: int = 0
@@ -138,11 +142,12 @@ class SlotInit:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """An image to encode: its digest, the file of its pixels, and how many vectors it becomes."""
+    """An image to encode: its digest, the file of its pixels, how many vectors it becomes, and in what grid."""
 
     digest: str
     source: str
     num_tokens: int
+    grid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,8 @@ class Row:
     `tokens` None means FROM_DEVICE: the runner uses what it drew last (and its drafts), at most `num_tokens` positions
     from its own length; then `start` is not read. `want` NONE runs the tokens and keeps nothing but the cache.
     `targets[i]` is the prompt token that follows tokens[i] (-1: none), present where PROMPT_LOGPROBS is wanted.
+    `turns` int32 [3, num_tokens]: what each token is turned by along time, rows and columns, in place of its position,
+    where the last image's grid is not yet behind it (None: position and the slot's `turn_shift`).
     """
 
     slot: int
@@ -174,6 +181,7 @@ class Row:
     want: Want
     targets: I32 | None = None
     embeds: tuple[Embeds, ...] = ()
+    turns: I32 | None = None
 
 
 NO_I32: I32 = np.zeros(0, np.int32)

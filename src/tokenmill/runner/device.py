@@ -218,10 +218,11 @@ class DeviceRunner:
         self._facts = facts or {}
         self.bed: Sleeper | None = None
         self._host = HostSlots(capacity.max_rows, capacity.groups)
-        self._images = HostImages(capacity.image_tiles, capacity.tile_tokens)
+        self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
         self._limits = Limits(
-            capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size
-        )
+            capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size,
+            capacity.grids,
+        )  # fmt: skip
         self._last: DevicePending | None = None
 
     def capacity(self) -> Capacity:
@@ -291,7 +292,8 @@ def table_sizes(capacity: Capacity) -> TableSizes:
 
 
 def geometry(model: Model, capacity: Capacity) -> Geometry:
-    return Geometry(tuple(group.block_tokens for group in capacity.groups), model.rope, model.logn)
+    blocks = tuple(group.block_tokens for group in capacity.groups)
+    return Geometry(blocks, model.rope, model.logn, capacity.grids)
 
 
 def own_cutoffs(model: Model) -> Cutoffs | None:

@@ -140,7 +140,8 @@ def make_encoder(config: EngineConfig, model: Decoder) -> Encoder | None:
         return None
     spec = model.vision.spec
     tiles = config.cache.image_tiles or max(IMAGE_TILES[config.kernels.device], spec.most_tiles)
-    if tiles < spec.most_tiles:
+    # Of one that comes in any size, a request that finds no room is refused by itself.
+    if tiles < spec.most_tiles and not spec.grids:
         raise ConfigError(f"image_tiles is {tiles}; an image of this model may have {spec.most_tiles}: use more")
     return Encoder(model.vision, tiles, model.embedding.table_VD, IMAGE_BATCH)
 
@@ -154,6 +155,7 @@ def with_images(capacity: Capacity, encoder: Encoder | None) -> Capacity:
         encoder_cache_bytes=encoder.nbytes,
         tile_tokens=tile_tokens,
         vector_bytes=width * encoder.arena_ETD.element_size(),
+        grids=encoder.vision.spec.grids,
     )
 
 
