@@ -100,6 +100,8 @@ def _check_draws(request: Request, vocab_size: int) -> None:
     if stop_ids and not 0 <= min(stop_ids) <= max(stop_ids) < INT32:
         # A tokenizer may know end tokens that the model cannot draw: those are harmless.
         raise RequestError(f"stop token ids must lie in [0, {INT32})", param="stop")
+    if request.thinking is not None and not 0 <= request.thinking.close_id < vocab_size:
+        raise RequestError(f"the token that ends reasoning must lie in [0, {vocab_size})", param="thinking")
     named = [*sampling.bad_token_ids, *(token for token, _ in sampling.logit_bias)]
     if named and not 0 <= min(named) <= max(named) < vocab_size:
         raise RequestError(f"bad and biased token ids must lie in [0, {vocab_size})", param="logit_bias")

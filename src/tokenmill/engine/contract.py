@@ -274,7 +274,8 @@ class Pending(Protocol):
 class Runner(Protocol):
     """Compute, as the scheduler sees it. Decides nothing; refuses what it cannot do (ValueError).
 
-    `run` queues a step and returns at once; steps run in order. `control` is drained and ordered with plans.
+    `run` queues a step and returns at once; steps run in order. `control` is drained and ordered with plans: it knows
+    `describe`, `sleep` (level) and `wake` (tags); the last two return the parts still asleep.
     """
 
     def capacity(self) -> Capacity: ...
@@ -288,10 +289,14 @@ class Runner(Protocol):
 
 # ---------------------------------------------------------------- the engine
 
+# What of an engine can sleep, by the names of LMDeploy's `tags`.
+WEIGHTS, KV_CACHE = "weights", "kv_cache"
+PARTS = (WEIGHTS, KV_CACHE)
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A snapshot. Blocks are of the first group; totals count since start."""
+    """A snapshot. Blocks are of the first group; totals count since start. `asleep`: which of `PARTS` are."""
 
     running: int = 0
     waiting: int = 0
@@ -310,6 +315,7 @@ class Stats:
     plan_us: float = 0.0
     commit_us: float = 0.0
     alive: bool = True
+    asleep: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -350,5 +356,14 @@ class Engine(Protocol):
         ...
 
     async def stats(self) -> Stats: ...
+
+    async def sleep(self, level: int = 1) -> None:
+        """Ends what runs with finish ABORT and gives memory back: the cache, and weights to the host (level 1) or away
+        (level 2). Until all is awake again requests are refused (503). Raises RequestError 501 where it cannot."""
+        ...
+
+    async def wakeup(self, tags: tuple[str, ...] = ()) -> None:
+        """Wakes the named parts, all where none is named. Raises CapacityError, FormatError where one cannot wake."""
+        ...
 
     async def close(self) -> None: ...

@@ -48,6 +48,13 @@ class ImageCache:
             if image.digest in self._tiles:
                 self._drop(image.digest)
 
+    def clear(self) -> None:
+        """Forgets all of them: the runner has lost every vector, and needs no telling."""
+        self.num_free += sum(self._tiles.values())
+        self._tiles.clear()
+        self._used_in.clear()
+        self._encode, self._dropped = [], []
+
     def _bring(self, image: MediaRef, step: int) -> bool:
         tiles = -(-image.num_tokens // self.tile_tokens)
         idle = [digest for digest in self._tiles if self._used_in[digest] != step]

@@ -129,6 +129,15 @@ class Encoder:
             vectors_VD = self.vision(pixels, [piece.grid for piece in batch])
             flat_VD[self._there(np.concatenate([piece.places for piece in batch]))] = vectors_VD.to(flat_VD.dtype)
 
+    def clear(self) -> None:
+        """Gives the arena's memory back; what lay in it is lost."""
+        self.arena_ETD.untyped_storage().resize_(0)
+
+    def refill(self) -> None:
+        """Takes the memory again, where it was given back."""
+        self.arena_ETD.untyped_storage().resize_(self.nbytes)
+        self.arena_ETD.zero_()
+
     def put(self, embeds_TD: Tensor, to: Tensor, source: Tensor) -> Tensor:
         """The embeddings with pictures' vectors in their places."""
         return embeds_TD.index_copy(0, to.long(), self.arena_ETD.flatten(0, 1)[source.long()].to(embeds_TD.dtype))
