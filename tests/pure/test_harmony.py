@@ -6,6 +6,7 @@ The expected prompts are written by hand from the published template's rules, wh
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenmill.api.parsers import parser_names
+from tokenmill.api.thinking import thinking_of
 from tokenmill.errors import ConfigError, RequestError
 from tokenmill.parse.events import Event, ReasoningEvent, TextEvent, ToolCallEvent, joined
 from tokenmill.parse.reasoning import harmony as channels
@@ -22,6 +24,7 @@ from tokenmill.tokenize.choose import TemplateChoice, builtin, choose_template
 from tokenmill.tokenize.folder import TextFolder
 from tokenmill.tokenize.naming import template_of
 from tokenmill.tokenize.template import TemplatePieces
+from tokenmill.types import TextRequest
 
 HI = {"role": "user", "content": "Hi"}
 SYSTEM = (
@@ -137,6 +140,16 @@ def test_a_closed_thought_ends_no_answer(tmp_path: Path) -> None:
     jinja.close()
     assert jinja.name == "hf" and jinja.stop_words == ("<|call|>",)
     assert parser_names(None, None, vocabulary).reasoning == template_of("openai/gpt-oss-20b") == "harmony"
+
+
+def test_a_budget_of_thought_is_refused_and_none_is_taken_for_one() -> None:
+    """No single token ends a thought: `<|message|>` must not be forced as if it did."""
+    vocabulary: Any = Tokens()
+    names = parser_names(None, None, vocabulary)
+    wish = TextRequest("a", (HI,), chat=True)
+    assert thinking_of(wish, names, vocabulary) is None
+    with pytest.raises(RequestError, match="thinking budget"):
+        thinking_of(replace(wish, thinking_budget=5), names, vocabulary)
 
 
 THOUGHT = "<|channel|>analysis<|message|>hm < 3\n<|end|>"
