@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder: Path = tmp_path_factory.mktemp("tiny") / "internlm2"
     subprocess.run(
         [sys.executable, "-m", "tokenmill", "make-tiny", "internlm2", str(folder)],
-        check=True, capture_output=True, env=ENVIRONMENT, timeout=120,
+        check=True, capture_output=True, env=ENVIRONMENT, timeout=600,
     )
     command = [sys.executable, "-m", "tokenmill", "serve", "api_server", str(folder)]
     # Hermes' dialect, since InternLM2 ends its turn with its first call.
@@ -70,7 +70,7 @@ def claude(server: ServerProcess) -> anthropic.Anthropic:
 
 def check_api(url: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tokenmill", "check", "api", url, *words]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600, check=False)
 
 
 def test_the_conformance_suite_passes_whole(server: ServerProcess) -> None:

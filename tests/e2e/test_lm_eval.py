@@ -51,7 +51,7 @@ def evaluate(folder: Path, name: str, model: str, arguments: str) -> dict[int, A
         ",".join(f"mill_{kind}" for kind in KINDS), "--include_path", str(folder), "--batch_size", "4",
         "--log_samples", "--output_path", str(folder / name), "--device", "cpu",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[Any, Any] = {}
     for kind in KINDS:
@@ -66,7 +66,7 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
     folder = tmp_path / "llama"
     subprocess.run(
         [sys.executable, "-m", "tokenmill", "make-tiny", "llama", str(folder)],
-        check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, timeout=120,
+        check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, timeout=600,
     )
     make_tasks(tmp_path)
     theirs = evaluate(tmp_path, "hf", "hf", f"pretrained={folder},dtype=float32")

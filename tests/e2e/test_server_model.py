@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     subprocess.run(
         [sys.executable, "-m", "tokenmill", "make-tiny", "internlm2", str(folder)],
-        check=True, capture_output=True, env=environment, timeout=120,
+        check=True, capture_output=True, env=environment, timeout=600,
     )
     command = [sys.executable, "-m", "tokenmill", "serve", "api_server", str(folder)]
     with server_process(command, "--model-name", NAME) as process:
