@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from tests.support.timing import best
 
 from tokenmill.bench.host import BLOCK_TOKENS, NullRunner, make_scheduler, measure

@@ -1,4 +1,4 @@
-"""Times that a test judges: others on the machine make a run slower and never faster, so the best of a few is judged."""
+"""Times that a test judges: others on the machine make a run slower, never faster, so the best of a few is judged."""
 
 from __future__ import annotations
 
