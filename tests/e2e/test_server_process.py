@@ -133,8 +133,9 @@ def test_64_clients_of_whom_30_leave_and_a_sigterm_among_the_rest() -> None:
     assert (report["answers_after_sigterm"], report["exit"]) == (32, 0)
 
 
-def test_a_second_signal_ends_within_two_seconds_and_says_so() -> None:
-    assert best(seconds_after_the_second_signal, 2.5) < 2.5
+def test_a_second_signal_ends_at_once_and_says_so() -> None:
+    """A second, and what a crowded machine adds; the answer would take three minutes and the drain one."""
+    assert best(seconds_after_the_second_signal, 10) < 10
 
 
 def seconds_after_the_second_signal() -> float:
