@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.support.fake_text import FakeTextEngine
-from tests.support.http_server import HELLO, LOOPBACK, Live, endless_engine, running, wait_for
+from tests.support.http_server import HELLO, LOOPBACK, PATIENCE_S, Live, endless_engine, running, wait_for
 
 from tokenmill.errors import ConfigError
 from tokenmill.serve.http import HttpServer
@@ -30,13 +30,13 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @contextmanager
 def answering(live: Live, **fields: object) -> Iterator[httpx.Response]:
-    with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=ENDLESS | fields) as reply:
+    with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=ENDLESS | fields, timeout=PATIENCE_S) as reply:
         wait_for(lambda: bool(live.engine.live))
         yield reply
 
 
 def admin(path: str) -> httpx.Client:
-    return httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://admin")
+    return httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://admin", timeout=PATIENCE_S)
 
 
 def test_the_socket_is_its_owners_and_goes_with_the_server(path: str) -> None:

@@ -182,6 +182,6 @@ def test_a_browser_opens_the_pages_with_a_key_as_password(live: Live) -> None:
 
 
 def test_keys_appear_in_no_answer(live: Live) -> None:
-    with httpx.Client(base_url=live.url, headers={"authorization": f"Bearer {KEYS[0]}"}) as client:
+    with httpx.Client(base_url=live.url, headers={"authorization": f"Bearer {KEYS[0]}"}, timeout=60) as client:
         texts = [client.get(path).text for path in ("/", "/openapi.json", "/metrics", "/health", "/v1/models", "/nope")]
     assert not any(key in text for key in KEYS for text in texts)

@@ -128,7 +128,7 @@ def test_a_client_that_leaves_ends_the_servers_work() -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(PATIENCE_S, read=0.3))
         wait_for(lambda: not slow.engine.live)
-        with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body | {"stream": True}) as stream:
+        with proxy.client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as stream:
             next(stream.iter_lines())
             assert slow.engine.live
         wait_for(lambda: not slow.engine.live)
@@ -139,9 +139,9 @@ def test_keys_are_asked_for_and_passed_on() -> None:
     with running(FakeTextEngine(), api_keys=("secret",)) as server, proxying(server.url, api_keys=("secret",)) as proxy:
         assert proxy.client.post("/v1/chat/completions", json=HELLO).status_code == 200
         for path in ("/v1/chat/completions", "/nodes/add", "/nodes/terminate_all"):
-            assert httpx.post(f"{proxy.url}{path}", json=HELLO).status_code == 401
-        assert httpx.get(f"{proxy.url}/nodes/status").status_code == 401
-        assert httpx.get(f"{proxy.url}/health/live").status_code == 200
+            assert httpx.post(f"{proxy.url}{path}", json=HELLO, timeout=PATIENCE_S).status_code == 401
+        assert httpx.get(f"{proxy.url}/nodes/status", timeout=PATIENCE_S).status_code == 401
+        assert httpx.get(f"{proxy.url}/health/live", timeout=PATIENCE_S).status_code == 200
         # This server lets nobody end it over HTTP.
         answer = proxy.client.post("/nodes/terminate", json={"url": server.url})
         assert answer.json() == "Failed: it answers 404"

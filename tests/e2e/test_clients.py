@@ -22,7 +22,7 @@ import pydantic
 import pytest
 from scripts import schema_samples
 from tests.support.fake_text import FakeTextEngine
-from tests.support.http_server import running
+from tests.support.http_server import PATIENCE_S, running
 from tests.support.server_process import ROOT, ServerProcess, server_process
 
 NAME = "tiny"
@@ -114,7 +114,8 @@ def test_openai_tools_required_named_and_streamed(sdk: openai.OpenAI) -> None:
 
 def test_openai_parallel_calls_and_their_results(server: ServerProcess, sdk: openai.OpenAI) -> None:
     # Nothing but an end or a further call may follow a call, and ends are made unlikely.
-    text = httpx.post(f"{server.url}/tokenize", json={"prompt": "<|im_end|></s>"}).json()["tokens"]
+    body = {"prompt": "<|im_end|></s>"}
+    text = httpx.post(f"{server.url}/tokenize", json=body, timeout=PATIENCE_S).json()["tokens"]
     done = sdk.chat.completions.create(
         model=NAME, messages=HELLO, tools=[TOOL], tool_choice="required", max_tokens=200,
         logit_bias={str(token): -100 for token in text}, seed=1,

@@ -53,17 +53,17 @@ def say(page: Any, text: str) -> None:
 
 
 def idle(page: Any) -> None:
-    sync_api.expect(page.locator("#stop")).to_be_disabled(timeout=10_000)
+    sync_api.expect(page.locator("#stop")).to_be_disabled(timeout=60_000)
 
 
 def test_a_whole_conversation(page: Any, live: Live) -> None:
     say(page, "hello page")
-    sync_api.expect(page.locator("#log")).to_contain_text("echo hello page", timeout=10_000)
+    sync_api.expect(page.locator("#log")).to_contain_text("echo hello page", timeout=60_000)
     idle(page)
     assert "tok" in page.inner_text("#speed")
     say(page, "one more")
     # The engine says the whole conversation back: the page has sent both turns.
-    sync_api.expect(page.locator("#log")).to_contain_text("echo hello page echo hello page one more", timeout=10_000)
+    sync_api.expect(page.locator("#log")).to_contain_text("echo hello page echo hello page one more", timeout=60_000)
     idle(page)
     assert [m["role"] for m in live.engine.seen[-1].prompt] == ["user", "assistant", "user"]  # type: ignore[index]
     if picture := os.environ.get("TOKENMILL_SCREENSHOT"):
@@ -71,13 +71,13 @@ def test_a_whole_conversation(page: Any, live: Live) -> None:
     page.click("#reset")
     assert "echo" not in page.inner_text("#log")
     say(page, "fresh")
-    sync_api.expect(page.locator("#log")).to_contain_text("echo fresh", timeout=10_000)
+    sync_api.expect(page.locator("#log")).to_contain_text("echo fresh", timeout=60_000)
     idle(page)
 
 
 def test_stop_ends_the_answer_in_the_engine(page: Any, live: Live) -> None:
     say(page, " ".join(f"word{i}" for i in range(200)))
-    sync_api.expect(page.locator("#log")).to_contain_text("echo word0 word1", timeout=10_000)
+    sync_api.expect(page.locator("#log")).to_contain_text("echo word0 word1", timeout=60_000)
     before = len(live.engine.aborted)
     page.click("#stop")
     idle(page)
@@ -92,7 +92,7 @@ def test_sliders_and_system_message_are_sent(page: Any, live: Live) -> None:
     }""")
     page.evaluate('document.getElementById("system").value = "be kind"')
     say(page, "hi")
-    sync_api.expect(page.locator("#log")).to_contain_text("echo be kind hi", timeout=10_000)
+    sync_api.expect(page.locator("#log")).to_contain_text("echo be kind hi", timeout=60_000)
     idle(page)
     request = live.engine.seen[-1]
     assert (request.sampling.temperature, request.sampling.top_k, request.max_new_tokens) == (0.5, 7, 32)
@@ -100,5 +100,5 @@ def test_sliders_and_system_message_are_sent(page: Any, live: Live) -> None:
 
 def test_an_error_is_shown(page: Any) -> None:
     say(page, "boom")
-    sync_api.expect(page.locator("#log")).to_contain_text("this request failed in the engine", timeout=10_000)
+    sync_api.expect(page.locator("#log")).to_contain_text("this request failed in the engine", timeout=60_000)
     idle(page)

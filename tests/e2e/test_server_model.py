@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -110,10 +109,12 @@ def test_every_dialect_gets_the_same_greedy_answer(server: ServerProcess, sdk: o
     reply = httpx.post(f"{server.url}/v1/messages", json=body, headers=headers, timeout=300).json()
     assert reply["content"][0]["text"] == text and reply["usage"]["input_tokens"] == count
     assert sdk.responses.create(model=NAME, input="hello", temperature=0, max_output_tokens=12).output_text == text
-    ids = httpx.post(f"{server.url}/tokenize", json={"messages": HELLO}).json()["tokens"]
+    http = httpx.Client(base_url=server.url, timeout=300)
+    ids = http.post("/tokenize", json={"messages": HELLO}).json()["tokens"]
     assert len(ids) == count
-    native = httpx.post(f"{server.url}/generate", json={"input_ids": ids, "temperature": 0, "max_tokens": 12}).json()
+    native = http.post("/generate", json={"input_ids": ids, "temperature": 0, "max_tokens": 12}).json()
     assert native["text"] == text
     said = {"prompt": "hello", "temperature": 0, "request_output_len": 12}
-    assert httpx.post(f"{server.url}/v1/chat/interactive", json=said).json()["text"] == text
-    assert json.loads(httpx.get(f"{server.url}/v1/models").text)["data"][0]["max_model_len"] == 256
+    assert http.post("/v1/chat/interactive", json=said).json()["text"] == text
+    assert http.get("/v1/models").json()["data"][0]["max_model_len"] == 256
+    http.close()

@@ -69,18 +69,19 @@ def test_first_lines_and_cost_of_starting(server: ServerProcess) -> None:
 
 def test_health_metrics_and_pages(server: ServerProcess) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/version"):
-        assert httpx.get(server.url + path).status_code == 200, path
-    assert "lmdeploy:num_requests_running" in httpx.get(server.url + "/metrics").text
-    page = httpx.get(server.url + "/")
+        assert httpx.get(server.url + path, timeout=PATIENCE_S).status_code == 200, path
+    assert "lmdeploy:num_requests_running" in httpx.get(server.url + "/metrics", timeout=PATIENCE_S).text
+    page = httpx.get(server.url + "/", timeout=PATIENCE_S)
     assert page.headers["content-type"].startswith("text/html")
     # Nothing is loaded from anywhere else.
     assert not re.search(r"https?://", page.text)
-    assert NAME in httpx.get(server.url + "/v1/models").text
+    assert NAME in httpx.get(server.url + "/v1/models", timeout=PATIENCE_S).text
 
 
 def test_the_tutorials_post_as_typed(server: ServerProcess) -> None:
     reply = httpx.post(
-        server.url + "/v1/chat/completions", content=TUTORIAL.encode(), headers={"Content-Type": "application/json"}
+        server.url + "/v1/chat/completions", content=TUTORIAL.encode(), headers={"Content-Type": "application/json"},
+        timeout=PATIENCE_S,
     )
     assert reply.status_code == 200
     body = reply.json()
@@ -115,6 +116,9 @@ def test_the_tutorials_script_with_the_client_of_its_time(
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         pytest.skip("openai 1.40.3 could not be fetched")
+    line = [sys.executable, "-W", "ignore", "-c", "import openai; openai.OpenAI(api_key='x')"]
+    if subprocess.run(line, capture_output=True, env=os.environ | {"PYTHONPATH": str(folder)}).returncode:
+        pytest.skip("openai 1.40.3 does not start beside today's packages")
     story, stream, version = run_tutorial(server, str(folder))
     assert STORY.startswith(story[:16]) and stream == "abcabc" and version == "1.40.3"
 
@@ -145,7 +149,7 @@ def seconds_after_the_second_signal() -> float:
             reading = reply.iter_lines()
             next(reading)
             server.process.send_signal(signal.SIGINT)
-            wait_for(lambda: httpx.get(server.url + "/health/ready").status_code == 503)
+            wait_for(lambda: httpx.get(server.url + "/health/ready", timeout=PATIENCE_S).status_code == 503)
             assert server.process.poll() is None
             server.process.send_signal(signal.SIGTERM)
             started = time.monotonic()
@@ -177,5 +181,5 @@ def test_keys_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytes
         assert server.lines[3] == "auth: ON (3 keys)"
         assert "from-a" not in " ".join(psutil.Process(server.process.pid).cmdline())
         for key, status in (("from-a-file", 200), ("from-env", 200), ("other", 200), ("wrong", 401)):
-            reply = httpx.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {key}"})
+            reply = httpx.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
             assert reply.status_code == status
