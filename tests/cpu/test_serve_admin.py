@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.support.fake_text import FakeTextEngine
-from tests.support.http_server import HELLO, LOOPBACK, Live, running, wait_for
+from tests.support.http_server import HELLO, LOOPBACK, PATIENCE_S, Live, endless_engine, running, wait_for
 
 from tokenmill.errors import CapacityError, ConfigError, RequestError
 from tokenmill.serve.http import HttpServer
@@ -22,19 +22,21 @@ ENDLESS = HELLO | {"ignore_eos": True, "stream": True}
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "admin.sock")
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    # The kernel takes a hundred characters, which a temporary folder may have by itself.
+    monkeypatch.chdir(tmp_path)
+    return "admin.sock"
 
 
 @contextmanager
 def answering(live: Live, **fields: object) -> Iterator[httpx.Response]:
-    with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=ENDLESS | fields) as reply:
-        wait_for(lambda: bool(live.engine.live), 2)
+    with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=ENDLESS | fields, timeout=PATIENCE_S) as reply:
+        wait_for(lambda: bool(live.engine.live))
         yield reply
 
 
 def admin(path: str) -> httpx.Client:
-    return httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://admin")
+    return httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://admin", timeout=PATIENCE_S)
 
 
 def test_the_socket_is_its_owners_and_goes_with_the_server(path: str) -> None:
@@ -97,7 +99,7 @@ def test_asleep_on_the_public_port_it_can_be_woken() -> None:
 
 @pytest.mark.parametrize("way", ["all", "session", "id"])
 def test_abort_on_the_socket(path: str, way: str) -> None:
-    with running(FakeTextEngine(step_s=0.01), admin_socket=path) as live, admin(path) as client:
+    with running(endless_engine(), admin_socket=path) as live, admin(path) as client:
         assert client.post("/abort_request", json={"session_id": 5}).status_code == 400
         assert client.post("/abort_request", json={"request_id": "chatcmpl-abc"}).status_code == 400
         assert client.post("/abort_request", json={}).status_code == 400
@@ -110,7 +112,7 @@ def test_abort_on_the_socket(path: str, way: str) -> None:
 
 
 def test_on_the_public_port_only_what_is_named_and_behind_a_key() -> None:
-    with running(FakeTextEngine(step_s=0.01), api_keys=("k",), admin_routes=frozenset({"abort_request"})) as live:
+    with running(endless_engine(), api_keys=("k",), admin_routes=frozenset({"abort_request"})) as live:
         key = {"authorization": "Bearer k"}
         assert live.client.post("/abort_request", json={"abort_all": True}).status_code == 401
         assert live.client.post("/abort_request", json={"abort_all": True}, headers=key).status_code == 200

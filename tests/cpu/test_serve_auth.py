@@ -90,7 +90,7 @@ def test_what_is_no_key(live: Live, value: str) -> None:
 @pytest.mark.parametrize("host", ["a", "a/health/live?", "a#", "a@b", "a\\b"])
 def test_no_spelling_of_path_or_host_goes_around_the_key(live: Live, target: str, host: str) -> None:
     data = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
-    reply = live.raw(data, 2.0)
+    reply = live.raw(data)
     assert reply.split(b" ", 2)[1] in (b"401", b"400"), reply[:200]
 
 
@@ -183,6 +183,6 @@ def test_a_browser_opens_the_pages_with_a_key_as_password(live: Live) -> None:
 
 
 def test_keys_appear_in_no_answer(live: Live) -> None:
-    with httpx.Client(base_url=live.url, headers={"authorization": f"Bearer {KEYS[0]}"}) as client:
+    with httpx.Client(base_url=live.url, headers={"authorization": f"Bearer {KEYS[0]}"}, timeout=60) as client:
         texts = [client.get(path).text for path in ("/", "/openapi.json", "/metrics", "/health", "/v1/models", "/nope")]
     assert not any(key in text for key in KEYS for text in texts)

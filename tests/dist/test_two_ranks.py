@@ -89,9 +89,12 @@ def test_a_dead_rank_is_told_within_seconds(tmp_path):
     with pytest.raises(EngineDeadError, match="rank 1|lost its peers"):
         for _ in range(40):
             driver.run(decode=[0])
-    assert time.monotonic() - started < 5
+    # Ranks that wait for one another give up after a minute.
+    assert time.monotonic() - started < 20
+    while runner._ranks.failure is None:
+        assert time.monotonic() - started < 20
+        time.sleep(0.01)
     with pytest.raises(EngineDeadError, match="rank 1 of 2 ended with code -9"):
-        time.sleep(0.5)
         driver.run(decode=[0])
     runner.close()
 
@@ -113,7 +116,7 @@ def test_ranks_end_with_rank_0(tmp_path):
     make_tiny("llama", tmp_path)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    pid, ends = int(done.stdout), time.monotonic() + 5
+    pid, ends = int(done.stdout), time.monotonic() + 60
     while alive(pid):
         assert time.monotonic() < ends
         time.sleep(0.05)

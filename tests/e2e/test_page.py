@@ -92,7 +92,7 @@ def test_stop_ends_the_answer_in_the_engine(page: Any, live: Live, monkeypatch: 
     before = len(live.engine.aborted)
     page.click("#stop")
     idle(page)
-    wait_for(lambda: not live.engine.live and len(live.engine.aborted) == before + 1, 30)
+    wait_for(lambda: not live.engine.live and len(live.engine.aborted) == before + 1)
 
 
 def test_sliders_and_system_message_are_sent(page: Any, live: Live) -> None:

@@ -308,7 +308,7 @@ async def test_echo_applies_stop_rules(stop: Stop, tokens: tuple[int, ...], fini
 
 
 async def test_echo_refuses_aborts_and_times_out() -> None:
-    engine = EchoEngine(EchoOptions(tokens_per_s=50, max_rows=2, max_queue=1, max_model_tokens=100))
+    engine = EchoEngine(EchoOptions(tokens_per_s=20, max_rows=2, max_queue=1, max_model_tokens=100))
     long = tuple(range(60))
     tasks = [asyncio.create_task(collect(engine, Request(f"r{i}", long))) for i in range(3)]
     await asyncio.sleep(0.05)
