@@ -131,6 +131,17 @@ async def test_answers_equal_transformers(folder: Path, twin: Any, rows: int, to
     assert again.usage.cached_tokens > 64 and stats.cached_tokens > 0
 
 
+async def test_an_engine_that_slept_still_sees(folder: Path, twin: Any) -> None:
+    """Vectors are gone with the pages: pictures are encoded again, into an arena as it was at the start."""
+    engine = await start_engine(RUNNER, config(folder, 4, 256), own_process=False)
+    for level in (1, 2):
+        check_answer(twin, "three", await engine.score(request("three", folder)))
+        await engine.sleep(level)
+        await engine.wakeup(())
+    check_answer(twin, "one", await engine.score(request("one", folder)))
+    await engine.close()
+
+
 def test_preempted_answers_equal_transformers(folder: Path, twin: Any) -> None:
     """Two long answers over a cache that holds one and a half of them: the younger runs its own tokens again."""
     runner = make_runner(config(folder, 2, 256, blocks=11))
