@@ -12,30 +12,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from tests.support.echo import EchoModel, echo_text_engine
-from tests.support.http_server import PATIENCE_S, Live, endless_engine, running, serving, wait_for
-
-
-@pytest.fixture(scope="module")
-def model() -> EchoModel:
-    return echo_text_engine()
-
-
-@pytest.fixture(scope="module")
-def client(model: EchoModel) -> Iterator[httpx.Client]:
-    with serving(model) as (_, http):
-        yield http
+from tests.support.echo import EchoModel, prompt_of
+from tests.support.http_server import PATIENCE_S, Live, endless_engine, running, wait_for
 
 
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
     with running() as server:
         yield server
-
-
-def prompt_of(model: EchoModel) -> str:
-    ids = model.fake.seen[-1].prompt_ids
-    return str(model._parts.codec.tokenizer.decode(ids, skip_special_tokens=False)).removeprefix("<s>")
 
 
 # ---------------------------------------------------------------- /generate

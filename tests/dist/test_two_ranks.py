@@ -67,6 +67,19 @@ def test_two_ranks_equal_one(tmp_path, family, kv):
         two.close()
 
 
+def test_ranks_sleep_and_wake_together(tmp_path):
+    runner = make_runner(config(make_tiny("llama", tmp_path), 2))
+    try:
+        before = Driver(runner).generate(0, PROMPTS[0], 8)
+        for level in (1, 2):
+            assert runner.control("sleep", level=level) == ("weights", "kv_cache")
+            assert runner.control("wake", tags=("weights",)) == ("kv_cache",)
+            assert runner.control("wake", tags=()) == ()
+            assert Driver(runner).generate(0, PROMPTS[0], 8) == before
+    finally:
+        runner.close()
+
+
 def test_a_dead_rank_is_told_within_seconds(tmp_path):
     runner = make_runner(config(make_tiny("llama", tmp_path), 2))
     driver = Driver(runner)

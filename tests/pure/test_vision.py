@@ -19,12 +19,13 @@ from tests.support.pictures import data_url, encoded, picture, png_bomb
 
 from tokenmill.errors import RequestError
 from tokenmill.vision import fetch as web
+from tokenmill.vision.cutting import digest_of
 from tokenmill.vision.decode import decode
 from tokenmill.vision.fetch import MediaPolicy, fetch
 from tokenmill.vision.pool import WorkerPool
 from tokenmill.vision.prompt import ImageWords, Placed, expand, take_images
 from tokenmill.vision.store import PREFIX, MediaStore
-from tokenmill.vision.tiles import Tiling, cut, digest_of
+from tokenmill.vision.tiles import Tiling, cut
 
 TILING = Tiling(28, max_tiles=6)
 WORDS = ImageWords("<img>", "<IMG_CONTEXT>", "</img>", 9)
@@ -278,7 +279,7 @@ def test_images_of_messages_and_their_room() -> None:
             {"role": "assistant", "content": "a cat"},
             {"role": "user", "content": ["and", {"type": "image", "image": b"raw"}]}]  # fmt: skip
     plain, images = take_images(talk, WORDS)
-    assert [image.source for image in images] == [url, b"raw"] and images[0].tiling(TILING).max_tiles == 6
+    assert [image.source for image in images] == [url, b"raw"] and images[0].cutting(TILING).max_tiles == 6
     assert plain[0]["content"] == [{"type": "text", "text": WORDS.text}, {"type": "text", "text": "what?"}]
     placed = [Placed("d1", Path("/a"), 3), Placed("d2", Path("/b"), 2)]
     ids, media = expand([1, 9, 2, 9, 3], WORDS, placed)

@@ -161,8 +161,13 @@ def arenas(weights: int, groups: tuple[KVGroup, ...], spec: ModelSpec, config: E
 
 
 def resident_bytes(model: object) -> int:
-    """Bytes of every tensor that a model holds, each storage once: what the weights really take."""
-    storages: dict[int, int] = {}
+    """What the weights really take."""
+    return sum(storage.nbytes() for storage in storages(model))
+
+
+def storages(model: object) -> list[torch.UntypedStorage]:
+    """The storage of every tensor that a model holds, each once."""
+    found: dict[int, torch.UntypedStorage] = {}
     seen: set[int] = set()
     stack: list[Any] = [model]
     while stack:
@@ -172,10 +177,10 @@ def resident_bytes(model: object) -> int:
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
             storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            found[storage.data_ptr()] = storage
         else:
             stack.extend(_members(item))
-    return sum(storages.values())
+    return list(found.values())
 
 
 def _members(item: Any) -> list[Any]:
