@@ -202,7 +202,9 @@ def test_random_schemas_at_temperature_1_5(server: ServerProcess) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_langchain_structured_output_and_tools(server: ServerProcess) -> None:
-    langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
+    langchain = pytest.importorskip(
+        "langchain_openai", reason="langchain-openai is not installed, or not whole", exc_type=ImportError
+    )
     chat = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model=NAME, **FIXED)
     for method in ("json_schema", "function_calling"):
         assert isinstance(chat.with_structured_output(Place, method=method).invoke("hello"), Place)
@@ -219,7 +221,7 @@ def test_langchain_structured_output_and_tools(server: ServerProcess) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_litellm_as_client(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    litellm = pytest.importorskip("litellm", reason="litellm is not installed")
+    litellm = pytest.importorskip("litellm", reason="litellm is not installed", exc_type=ImportError)
     common = {"model": f"openai/{NAME}", "api_base": f"{server.url}/v1", "api_key": "none", "messages": HELLO}
     common["seed"] = 1
     done = litellm.completion(**common, max_tokens=5)

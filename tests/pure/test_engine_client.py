@@ -158,7 +158,7 @@ async def test_abort_close_timeout(own: bool) -> None:
     """An abort ends with ABORT, a closed iterator frees its seat, a deadline ends with TIMEOUT, close ends the rest."""
     made = await start("slow", own)
     aborted = asyncio.create_task(everything(made, request("aborted", new=150)))
-    late = asyncio.create_task(everything(made, request("late", new=150, timeout_s=0.8)))
+    late = asyncio.create_task(everything(made, request("late", new=150, timeout_s=2.0)))
     left = made.generate(request("left", new=150))
     await anext(left)
     made.abort("aborted")
