@@ -39,6 +39,8 @@ class RowMeta:
     chunks: rows of more than one token, where the runner knows them on the host (eager steps); rows before the first of
     them have one token or none. None: ops pad every row to `max_row_tokens`, which captures but costs memory.
     notes: what a backend has worked out of these rows for a step's other layers; private to it, by its own keys.
+    ends_T int32: the last place of its row that each token sees, at or ahead of its own position and within the row's
+    context; a window still ends what it sees behind. None: every token sees up to itself.
     """
 
     starts_R1: Tensor
@@ -57,6 +59,7 @@ class RowMeta:
     all_single: bool
     chunks: tuple[ChunkRow, ...] | None = None
     notes: dict[Any, Any] = field(default_factory=dict)
+    ends_T: Tensor | None = None
 
 
 @dataclass(slots=True)

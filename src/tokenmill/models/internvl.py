@@ -6,6 +6,7 @@ once. Both say `intern_vit_6b` in their config, so only its keys are read. A til
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from tokenmill.models.family import expect_positive
 from tokenmill.models.internlm2 import TINY as INTERNLM2_TINY
 from tokenmill.models.internvl_twin import build_twin
 from tokenmill.models.multimodal import Config, Multimodal
-from tokenmill.vision.tiles import scale_table
+from tokenmill.models.pixels import PixelScale
 
 NAMES = VitNames(
     cls="vision_model.embeddings.class_embedding",
@@ -131,7 +132,7 @@ def vision(config: Config) -> VisionSpec:
     hidden = int(config["llm_config"]["hidden_size"])
     sizes = [torch.Size(shape).numel() for shape in tensors(config, hidden).values()]
     return VisionSpec(
-        tile_size=a.tile_size,
+        piece=(a.tile_size, a.tile_size, 3),
         tile_tokens=a.side**2 // 4,
         most_tiles=most + (1 if most > 1 else 0),
         params=sum(sizes),
@@ -150,17 +151,13 @@ class InternVLVision:
         self.norm = TileNorm(loader, "mlp1.0", width, "layer_norm", NORM_EPS)
         self.fc1 = whole_linear(loader, "mlp1.1", hidden_size, width)
         self.fc2 = whole_linear(loader, "mlp1.3", hidden_size, hidden_size)
-        # A value for each channel and byte, laid out so that byte + 256 * channel finds it.
-        self.table = torch.from_numpy(scale_table(MEAN, STD)).reshape(-1).to(loader.device)
-        self.shifts = torch.tensor([0, 256, 512], dtype=torch.int32, device=loader.device)
+        self.scale = PixelScale(MEAN, STD, loader.device)
 
     @torch.inference_mode()
-    def __call__(self, tiles: Tensor) -> Tensor:
-        pixels = functional.embedding(tiles.to(torch.int32) + self.shifts, self.table[:, None])[..., 0]
-        x_NSD = self.vit(pixels.to(self.vit.dtype))
+    def __call__(self, pieces: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
+        x_NSD = self.vit(self.scale(pieces).to(self.vit.dtype))
         y = self.norm(shuffle_pixels(x_NSD[:, 1:], self.vit.arch.side))
-        z_TD = self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
-        return z_TD.view(len(tiles), self.spec.tile_tokens, -1)
+        return self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
 
 
 def tensors(config: Config, hidden_size: int) -> dict[str, tuple[int, ...]]:

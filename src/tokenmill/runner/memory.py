@@ -11,6 +11,7 @@ would.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ from tokenmill.runner.plan import GIB, kv_tokens, require_tokens, workspace_byte
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # What quantized weights may take unpacked, of the memory free before they are read.
 UNPACKED_FRAC = 0.4
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+_CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -65,9 +65,17 @@ def free_bytes(device: torch.device) -> int:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     free = _available()
-    if _CGROUP_LIMIT.exists() and (limit := _CGROUP_LIMIT.read_text().strip()).isdigit():
-        free = min(free, int(limit) - int(_CGROUP_USED.read_text()))
-    return free
+    limit = _CGROUP / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - _held_by_group())
+    return max(free, 0)
+
+
+def _held_by_group() -> int:
+    """Without cached files, which are given back when memory is wanted; who has just installed packages has GiBs."""
+    facts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    cached = int(facts.get("active_file", 0)) + int(facts.get("inactive_file", 0))
+    return int((_CGROUP / "memory.current").read_text()) - cached
 
 
 def _available() -> int:
@@ -161,9 +169,19 @@ def holds_unpacked(spec: ModelSpec, ranks: int, free: int) -> bool:
 
 
 def resident_bytes(model: object) -> int:
-    """Bytes of every tensor that a model holds, each storage once, and of packed numbers, which are no tensors."""
-    storages: dict[int, int] = {}
-    packed = 0
+    """What the weights really take; packed numbers are no tensors, and are told by who holds them."""
+    packed = sum(getattr(item, "packed_bytes", 0) for item in _everything(model))
+    return packed + sum(storage.nbytes() for storage in storages(model))
+
+
+def storages(model: object) -> list[torch.UntypedStorage]:
+    """The storage of every tensor that a model holds, each once."""
+    found = (item.untyped_storage() for item in _everything(model) if isinstance(item, torch.Tensor))
+    return list({storage.data_ptr(): storage for storage in found}.values())
+
+
+def _everything(model: object) -> Iterator[Any]:
+    """All that a model is made of, each object once."""
     seen: set[int] = set()
     stack: list[Any] = [model]
     while stack:
@@ -171,13 +189,9 @@ def resident_bytes(model: object) -> int:
         if id(item) in seen or isinstance(item, (str, bytes, int, float, type, torch.ScriptObject)):
             continue
         seen.add(id(item))
-        packed += getattr(item, "packed_bytes", 0)
-        if isinstance(item, torch.Tensor):
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        else:
+        yield item
+        if not isinstance(item, torch.Tensor):
             stack.extend(_members(item))
-    return sum(storages.values()) + packed
 
 
 def _members(item: Any) -> list[Any]:
