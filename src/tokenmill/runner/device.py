@@ -28,7 +28,7 @@ from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
 from tokenmill.runner.graphs import DecodeGraphs
 from tokenmill.runner.inputs import Geometry, Limits, Staged, decode_rows, mixed_rows, stage, unpack
 from tokenmill.runner.lanes import Lane
-from tokenmill.runner.sampler import Cutoffs, RowSampling, apply_masks, finite_rows, sample
+from tokenmill.runner.sampler import PLAIN, RowSampling, SampleOps, finite_rows, sample
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, TableSizes
 
 
@@ -63,7 +63,7 @@ class DeviceSteps:
         self.tables = SlotTables(table_sizes(capacity), device)
         self.geometry = geometry(model, capacity)
         self.graphs: DecodeGraphs | None = None
-        self.cutoffs = own_cutoffs(model)
+        self.ops = sample_ops(model)
         self._failed: BaseException | None = None
         self.layers = tuple(group.layers for group in model.spec.groups)
 
@@ -140,9 +140,9 @@ class DeviceSteps:
         wanting = done.part["logprob_rows"].long() if len(work.logprob_rows) else None
         raw = logits[wanting] if wanting is not None else None
         if masks is not None:
-            apply_masks(logits, *masks)
+            self.ops.mask_rows(logits, *masks)
         rows = RowSampling.of(self.tables, done.slots_N, done.positions_N, work.stages)
-        tokens = sample(logits, rows, work.stages, work.num_candidates, self.cutoffs)
+        tokens = sample(logits, rows, work.stages, work.num_candidates, self.ops)
         self.tables.drew(done.slots_N, tokens, bool(work.stages & Stage.PENALTY))
         if raw is not None and wanting is not None:
             add_logprobs(done.extras, work, raw, tokens[wanting])
@@ -258,7 +258,10 @@ def geometry(model: Model, capacity: Capacity) -> Geometry:
     return Geometry(tuple(group.block_tokens for group in capacity.groups), model.rope, model.logn)
 
 
-def own_cutoffs(model: Model) -> Cutoffs | None:
-    """The backend's thresholds of top-k, top-p and min-p; None where it has none and the sampler knows better ones."""
+def sample_ops(model: Model) -> SampleOps:
+    """What the model's backend does of sampling; its cutoffs only where they are its own."""
     ops = getattr(model, "ops", None)
-    return None if ops is None or ops.backends["cutoffs"] == "reference" else ops.primitives.cutoffs
+    if ops is None:
+        return PLAIN
+    own = ops.primitives.cutoffs if ops.backends["cutoffs"] != "reference" else None
+    return SampleOps(ops.primitives.penalise, ops.primitives.mask_rows, own)
