@@ -184,9 +184,9 @@ class DevicePending:
 class DeviceRunner:
     """The Runner of one process's share of a model."""
 
-    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane, facts: dict[str, Any] | None = None):
+    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane):
         self._steps, self._capacity, self._lane = steps, capacity, lane
-        self._facts = facts or {}
+        self._facts: dict[str, Any] = {}
         self._host = HostSlots(capacity.max_rows, capacity.groups)
         self._images = HostImages(capacity.image_tiles, capacity.tile_tokens)
         self._limits = Limits(
@@ -196,6 +196,10 @@ class DeviceRunner:
 
     def capacity(self) -> Capacity:
         return self._capacity
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """What `describe` answers from now on."""
+        self._facts = facts
 
     def costs(self, cost: StepCost) -> None:
         """What was measured (cost.py), for the scheduler."""
