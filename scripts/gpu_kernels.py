@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 LIMITS = {
     "facts": 40, "cases": 110, "models": 60, "warm": 60, "layers": 70, "products": 60, "attention": 70, "tiles": 110,
 }  # fmt: skip
-SHARDS = {"cases": 10, "models": 3, "warm": 12}
+SHARDS = {"cases": 14, "models": 3, "warm": 14}
 FAMILIES = ("llama", "qwen3", "baichuan")
 BACKENDS = ("reference", "triton")
 # Rows of weights that a kernel is compiled with are no part of it; few of them make the compiling runs quick.
