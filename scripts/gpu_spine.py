@@ -316,7 +316,7 @@ def run_part(name: str, asked: argparse.Namespace, limit_s: float) -> Cells:
     command = [sys.executable, __file__, "--only", name, "--folder", str(asked.folder), "--layers", str(asked.layers)]
     started = time.perf_counter()
     # A group of its own: an engine's processes must not outlive a part that was stopped, with the GPU's memory.
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, process_group=0)
     try:
         out, _ = process.communicate(timeout=max(limit_s, 1.0))
     except subprocess.TimeoutExpired:

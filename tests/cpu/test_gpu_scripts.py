@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import subprocess
 import sys
@@ -28,3 +30,33 @@ def test_kernels_are_warmed_bucket_by_bucket(tmp_path):
 def test_a_start_that_fails_is_a_line(tmp_path):
     code, lines = warm(str(tmp_path / "missing"), "--rows", "2")
     assert code == 1 and "1 failed" in lines[-1] and "missing" in lines[0]
+
+
+def test_a_case_that_breaks_its_process_is_not_every_later_ones(tmp_path, monkeypatch):
+    """One case dies without a word, one leaves the context broken; the rest are run by the processes behind."""
+    from scripts import gpu_kernels
+
+    monkeypatch.setattr(gpu_kernels, "BACKENDS", ("reference",))
+    args = argparse.Namespace(out=tmp_path, shard=3, limit_s=60.0)
+    ends = iter(["dies", "breaks"])
+
+    def one_case(op, backend, case):
+        how = next(ends, "")
+        if how == "dies":
+            raise SystemExit(139)
+        return "AcceleratorError: illegal address" if how == "breaks" else 0.5
+
+    monkeypatch.setattr(gpu_kernels, "one_case", one_case)
+    monkeypatch.setattr(gpu_kernels, "broken", lambda: True)
+    codes = []
+    for _ in range(3):
+        try:
+            gpu_kernels.some_cases(args)
+            codes.append(0)
+        except SystemExit as end:
+            codes.append(end.code)
+    assert codes == [139, 1, 0]
+    gpu_kernels.summary(tmp_path)
+    found = [line["error"] for line in json.loads((tmp_path / "cases.json").read_text())]
+    assert found[:2] == ["did not return", "AcceleratorError: illegal address"] and len(found) > 5
+    assert set(found[2:]) == {0.5}
