@@ -315,7 +315,7 @@ def chunk_tokens(group: int, max_row_tokens: int, queries: int) -> int:
 
     Two sizes only: each is a kernel that has to be compiled.
     """
-    heads = triton.next_power_of_2(group)
+    heads: int = triton.next_power_of_2(group)
     most, least = max(1, queries // heads), max(1, LEAST_QUERIES // heads)
     return least if max_row_tokens <= least else most
 
