@@ -56,7 +56,9 @@ def test_a_case_that_breaks_its_process_is_not_every_later_ones(tmp_path, monkey
         except SystemExit as end:
             codes.append(end.code)
     assert codes == [139, 1, 0]
+    gpu_kernels.merge(tmp_path)
     gpu_kernels.summary(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cases.json"]
     found = [line["error"] for line in json.loads((tmp_path / "cases.json").read_text())]
     assert found[:2] == ["did not return", "AcceleratorError: illegal address"] and len(found) > 5
     assert set(found[2:]) == {0.5}
