@@ -10,11 +10,13 @@ that their `FAMILY.twin` names. Rows:
 - template: the folder's own Jinja text on 20 conversations, against transformers' `apply_chat_template`.
 - awq, gptq, fp8: the same comparison for a folder whose linears are stored so, against the numbers they stand for.
 - int8, int4: the mean KL divergence, in nats a token, that the quantized cache costs these random weights.
-Reward models have a score in place of logits, and no text.
+Reward models have a score in place of logits, and no text. Families with a vision tower have rows of their own: what
+the tower makes of two images, the logits of a prompt with them, and 64 greedy tokens behind an image, from the engine.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import tempfile
@@ -22,29 +24,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tokenmill.config import CacheConfig, EngineConfig, ModelConfig
+from tokenmill.engine.client import start_engine
 from tokenmill.errors import ConfigError
 from tokenmill.models.build import build_model
 from tokenmill.models.family import Family
+from tokenmill.models.multimodal import Multimodal
 from tokenmill.models.parity import LIMIT, Probe, check_parity
 from tokenmill.models.solo import Solo
-from tokenmill.models.spec import families, layer_linears, read_arch, read_config
+from tokenmill.models.spec import families, layer_linears, multimodals, read_arch, read_config
 from tokenmill.models.tiny import make_tiny
-from tokenmill.models.twin import build_score_twin, build_twin, plain_tensors
+from tokenmill.models.twin import build_score_twin, build_twin, load_whole_twin, plain_tensors
 from tokenmill.quant.grid import make_grid
 from tokenmill.quant.methods.fp8 import by_tensor
 from tokenmill.quant.recipe import Recipe
 from tokenmill.tokenize.choose import TemplateChoice, choose_template
 from tokenmill.tokenize.folder import TextFolder
 from tokenmill.tokenize.loader import load_tokenizer
+from tokenmill.types import Request, Sampling, Stop
+from tokenmill.vision.facts import read_facts, read_processor
+from tokenmill.vision.pool import Cut
+from tokenmill.vision.prompt import Placed, expand
 from tokenmill.weights.format import load_format
 from tokenmill.weights.scheme import Scheme
 from tokenmill.weights.source import open_source
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+RUNNER = "tokenmill.runner.runner:make_runner"
 TOKENS, PROMPT, GREEDY = 100, 24, 64
 FORMATS = {
     "awq": Scheme("awq", "int", "gemm", 4, 32, False),
@@ -73,6 +85,10 @@ COLUMNS = (
     "family", "architectures", "reference", "logits differ by at most", "64 greedy tokens", "template, 20 talks", "AWQ",
     "GPTQ", "FP8", "KV int8", "KV int4",
 )  # fmt: skip
+VISION_COLUMNS = (
+    "family with images", "architectures", "reference", "image features differ by at most", "logits, two images",
+    "64 greedy tokens behind an image", "language part as",
+)  # fmt: skip
 FOOT = """
 AWQ, GPTQ, FP8: a folder stored so computes what its dequantized numbers do (yes), within the limit of {limit:g} of the
 logits' size. `lite` makes such folders for families whose layers are plain attention and one gated MLP; of mixtral,
@@ -96,14 +112,19 @@ The template is the tiny folder's own (ChatML); builtin templates are compared w
 def main(names: Sequence[str]) -> int:
     import transformers
 
-    chosen = sorted(set(names) or families())
-    rows = [row(families()[name]) for name in chosen]
-    print("\n".join(rows))
+    chosen = sorted(set(names) or {**families(), **multimodals()})
+    rows = [row(families()[name]) for name in chosen if name in families()]
+    seeing = [vision_row(multimodals()[name]) for name in chosen if name in multimodals()]
+    print("\n".join(rows + seeing))
     if not names:
-        table = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *rows]
+        tables = table(COLUMNS, rows) + "\n\n" + table(VISION_COLUMNS, seeing)
         head, foot = HEAD.format(version=transformers.__version__), FOOT.format(limit=LIMIT)
-        PAGE.write_text(head + "\n".join(table) + "\n" + foot, encoding="utf-8")
+        PAGE.write_text(head + tables + "\n" + foot, encoding="utf-8")
     return 0
+
+
+def table(columns: tuple[str, ...], rows: list[str]) -> str:
+    return "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *rows])
 
 
 @torch.inference_mode()
@@ -150,6 +171,44 @@ def ours(folder: Path, ids_T: Tensor, chunk: int, kv: str = "auto") -> Tensor:
     """Logits, or the last token's score."""
     solo = Solo(build_model(folder), len(ids_T), kv)
     return solo.model.pool(solo.hidden(ids_T, chunk)[-1:]) if solo.model.score else solo.logits(ids_T, chunk)
+
+
+@torch.inference_mode()
+def vision_row(joined: Multimodal) -> str:
+    with tempfile.TemporaryDirectory() as place:
+        folder = make_tiny(joined.name, place)
+        stages = check_parity(folder, Probe(tokens=TOKENS)).stages[-2:]
+        differ = [f"{s.difference:.1e} of {s.size:.1f}{'' if s.ok else ' **DIFFERS**'}" for s in stages]
+        language, _ = read_arch(folder)
+        kind = type(load_whole_twin(folder, 3).model).__name__
+        cells = [f"`{joined.name}`", ", ".join(joined.architectures), kind, *differ, yes(asyncio.run(seen(folder)))]
+    return "| " + " | ".join([*cells, f"`{language.name}`"]) + " |"
+
+
+async def seen(folder: Path) -> bool:
+    """A question about an image, answered by the engine; the reference's best token at every place is the same."""
+    tokenizer = load_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    facts = read_facts(config, read_processor(folder), tokenizer.vocabulary.token_id)
+    assert facts is not None
+    pieces, grid = facts.cutting.cut(gradient(150, 60))
+    (folder / "pixels").write_bytes(pieces.tobytes())
+    placed = Placed("pixels", folder / "pixels", facts.num_tokens(Cut("pixels", len(pieces), folder, grid)), grid)
+    ids, media = expand(tokenizer.encode(f"Look: {facts.words.text} What is this?"), facts.words, [placed])
+    cache = CacheConfig(num_blocks=64)
+    engine = await start_engine(RUNNER, EngineConfig(model=ModelConfig(str(folder)), cache=cache), own_process=False)
+    asked = Request("a", ids, Sampling(temperature=0.0), Stop(GREEDY), media=tuple(media))
+    said = (await engine.score(asked)).token_ids
+    await engine.close()
+    whole = torch.tensor([*ids, *said[:-1]])
+    logits = load_whole_twin(folder, facts.words.context_id).logits(whole, torch.from_numpy(pieces), (grid,))
+    return len(said) == GREEDY and logits[len(ids) - 1 :].argmax(-1).tolist() == list(said)
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Noise on a slope, so that every pixel matters."""
+    slope = np.linspace(0, 200, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
+    return Image.fromarray((slope + np.random.default_rng(1).integers(0, 56, (height, width, 3))).astype(np.uint8))
 
 
 def random_ids(count: int) -> Tensor:

@@ -33,7 +33,8 @@ import httpx
 PROMPTS = ("Tell me about foxes.", "12 + 30 = ?", "写一个童话故事", "Name three colours and why you like them.")
 LEFT = ("num_requests_running", "num_requests_waiting", "num_api_requests_waiting", "num_api_requests_routed",
         "gpu_cache_usage_perc")  # fmt: skip
-READY_S, SETTLE_S, EXIT_S = 120.0, 10.0, 90.0
+INSIDE = ("num_requests_running", "num_requests_waiting", "num_api_requests_waiting")
+READY_S, SETTLE_S, EXIT_S = 300.0, 60.0, 90.0
 
 
 class SoakError(Exception):
@@ -126,6 +127,15 @@ async def settle(http: httpx.AsyncClient) -> float:
     return time.monotonic() - started
 
 
+async def all_inside(http: httpx.AsyncClient, tasks: list[asyncio.Task[Answer]]) -> None:
+    """Until the server has all of these requests and none has ended; at once where one has."""
+    while not any(task.done() for task in tasks):
+        found = await figures(http)
+        if sum(found.get(name, 0.0) for name in INSIDE) >= len(tasks):
+            return
+        await asyncio.sleep(0.005)
+
+
 def check_whole(answers: list[Answer], alone: list[Answer], tokens: int) -> None:
     for place, answer in enumerate(answers):
         if answer != alone[place % len(alone)]:
@@ -135,13 +145,14 @@ def check_whole(answers: list[Answer], alone: list[Answer], tokens: int) -> None
 
 
 async def crowd(client: Client, options: argparse.Namespace, alone: list[Answer]) -> dict[str, Any]:
-    """Step 2. The places in the queue are taken last, so that others are before them."""
+    """Step 2. Those who stay are in first, so that whoever leaves the queue has them before it."""
     killed, queued = options.killed, options.queued
     stay = options.clients - killed - queued
     started = time.monotonic()
     whole = [asyncio.create_task(client.whole(i)) for i in range(stay)]
+    await all_inside(client.http, whole)
     leaving = [asyncio.create_task(client.leave(i, after=1 + i % 7)) for i in range(killed)]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)
     from_queue = await asyncio.gather(*(client.leave_queue(i) for i in range(queued)))
     answers, left = await asyncio.gather(*whole), await asyncio.gather(*leaving)
     check_whole(answers, alone, client.tokens)
@@ -159,6 +170,7 @@ async def last_call(client: Client, server: Server, count: int, alone: list[Answ
     begun = [asyncio.Event() for _ in range(count)]
     tasks = [asyncio.create_task(client.whole(i, begun[i])) for i in range(count)]
     await begun[0].wait()
+    await all_inside(client.http, tasks)
     server.process.send_signal(signal.SIGTERM)
     answers = await asyncio.gather(*tasks)
     check_whole(answers, alone, client.tokens)

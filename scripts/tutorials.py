@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -38,7 +39,8 @@ from tokenmill.serve.ui.terminal import PROMPT
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tutorials.md"
-URL = "http://127.0.0.1:23333"
+# The tutorials' own ports; a test puts free ones in their place, as others may hold these on its machine.
+PORTS = {"23333": 23333, "6006": 6006}
 # Greedy, so that a run's lines are the next run's too.
 SETTINGS = ("/set temperature 0", "/set max_new_tokens 24")
 TYPED = "\n".join((*SETTINGS, "Hello! What is 12 + 30?", "", "exit", ""))
@@ -183,6 +185,7 @@ def environment(place: Path) -> dict[str, str]:
 
 
 def start(place: Path, command: str) -> subprocess.Popen[str]:
+    command = re.sub(rf"\b({'|'.join(PORTS)})\b", lambda named: str(PORTS[named[0]]), command)
     return subprocess.Popen(
         [sys.executable, "-m", "tokenmill", *shlex.split(command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, cwd=place, env=environment(place),
@@ -216,7 +219,7 @@ def page(place: Path, command: str) -> Seen:
     deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            httpx.get("http://127.0.0.1:6006").raise_for_status()
+            httpx.get(f"http://127.0.0.1:{PORTS['6006']}").raise_for_status()
             process.send_signal(signal.SIGTERM)
             break
         except httpx.HTTPError:
@@ -231,7 +234,7 @@ def serve(place: Path, row: Row) -> list[Seen]:
     check_port()
     process = start(place, row.command)
     try:
-        wait_until_ready(process, URL)
+        wait_until_ready(process, f"http://127.0.0.1:{PORTS['23333']}")
         clients = [run(place, client) for client in row.clients]
         process.send_signal(signal.SIGTERM)
     except EngineDeadError:
@@ -241,9 +244,10 @@ def serve(place: Path, row: Row) -> list[Seen]:
 
 def check_port() -> None:
     """The tutorials name the port; somebody else's server on it would be taken for ours."""
+    port = PORTS["23333"]
     with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", 23333)) == 0:
-            raise SystemExit("port 23333 is in use: end the server there, as the tutorials name this port")
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SystemExit(f"port {port} is in use: end the server there, as the tutorials name this port")
 
 
 def prepare(place: Path) -> None:

@@ -79,13 +79,15 @@ class Finish(StrEnum):
 class MediaRef:
     """An image a prompt refers to: its content digest and the span of placeholder tokens it fills.
 
-    `source`: the file with its pixels, which lasts as long as the request.
+    `source`: the file with its pixels, which lasts as long as the request. `grid`: rows and columns of its vectors, for
+    models that turn each by its place in the picture; () for others.
     """
 
     digest: str
     offset: int
     num_tokens: int
     source: str = ""
+    grid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,21 @@ class GrammarSpec:
 
     kind: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """Reasoning at an answer's start, in tokens: `close_id` ends it, `open_id` (-1: none) may begin it.
+
+    `inside`: the answer starts within it. `budget`: after so many tokens it must close (None: when it likes).
+    `grammar_waits`: where it starts within, the request's grammar holds for what follows only.
+    """
+
+    close_id: int
+    open_id: int = -1
+    inside: bool = True
+    budget: int | None = None
+    grammar_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,7 @@ class Request:
     cache_salt: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    thinking: Thinking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +194,8 @@ class TextRequest:
     user message). `tool_choice` is auto, none, required (calls and nothing else) or the name of the one tool to call.
     max_new_tokens None means up to the context's end. `stop_strings` of any length end the answer and are cut from it
     unless `include_stop`. `stop_logprob`: a stop token that is not shown has a log-probability all the same.
-    `template_options` go to the chat template (allow-listed by the face).
+    `template_options` go to the chat template (allow-listed by the face). `thinking_budget`: tokens of reasoning after
+    which it is ended; refused where that cannot be kept.
     """
 
     id: str
@@ -204,6 +223,7 @@ class TextRequest:
     adapter: str = ""
     priority: int = 0
     timeout_s: float | None = None
+    thinking_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def run(script: Path, *args: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
     command = [sys.executable, "-m", "tokenmill.as_lmdeploy", str(script), *args]
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def test_offline_tutorial(model: Path, tmp_path: Path) -> None:

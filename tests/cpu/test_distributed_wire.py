@@ -23,11 +23,11 @@ def plan() -> StepPlan:
         ints([3, 1]),
         [
             chunk(0, [1, 2, 3], 7, Want.TOKEN | Want.PROMPT_LOGPROBS, [2, 3, -1]),
-            Row(2, 1, None, -1, Want.TOKEN, embeds=(Embeds(0, "new", 3, 1),)),
+            Row(2, 1, None, -1, Want.TOKEN, embeds=(Embeds(0, "new", 3, 1),), turns=ints([[9], [7], [8]])),
         ],
         [init(0, [4, 5], sampling, seed=2**64 - 1, rope_base=1e6, stop_ids=(2, 3), min_tokens=5)],
         new_blocks=ints([[0, 0, 0, 12]]), released_slots=ints([5]), block_copies=ints([[0, 1, 2]]), masked=ints([3]),
-        dropped_media=["old"], encode=[Encode("new", "/a file", 512)],
+        dropped_media=["old"], encode=[Encode("new", "/a file", 512, (16, 32))],
     )
 
 

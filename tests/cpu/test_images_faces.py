@@ -82,6 +82,19 @@ def test_over_http(pipe: Pipeline, folder: Path) -> None:
         source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(encoded(TALL)).decode()}
         status, said = ask([{"type": "image", "source": source}, text], "/v1/messages")
         assert status == 200 and said["usage"]["input_tokens"] == wanted.input_token_len
+        shown = {"type": "input_image", "image_url": data_url(encoded(TALL)), "detail": "auto"}
+        content = [shown, {"type": "input_text", "text": "what"}]
+        body = {"model": "tiny", "input": [{"role": "user", "content": content}], "max_output_tokens": 4,
+                "temperature": 0}  # fmt: skip
+        reply = client.post("/v1/responses", json=body)
+        assert reply.status_code == 200, reply.text
+        [item] = reply.json()["output"]
+        assert wanted.text.startswith(item["content"][0]["text"])
+        assert reply.json()["usage"]["input_tokens"] == wanted.input_token_len
+        for wrong in ({"file_id": "file-1"}, {"image_url": None}, {"image_url": "http://127.0.0.1/x.png"}):
+            content[0] = shown | wrong
+            reply = client.post("/v1/responses", json=body)
+            assert reply.status_code == 400 and reply.json()["error"]["message"], wrong
         bad = [*(data_url(data) for data in HOSTILE.values()), data_url(encoded(TALL), "jpeg"),
                "http://127.0.0.1/x.png", "http://169.254.169.254/", "data:image/png;base64," + "A" * 101, "no.png"]
         for url in bad:

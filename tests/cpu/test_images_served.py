@@ -154,12 +154,17 @@ async def test_abandoned_requests_give_their_images_back(served: ServedModel) ->
     assert held(served) == 1
     await stream.aclose()  # type: ignore[attr-defined]
     assert held(served) == 0
-    slow = asyncio.ensure_future(ask(served, user(image(encoded(picture(900, 901, 5)))), name="cancelled"))
+    wish = TextRequest("cancelled", (user(image(encoded(picture(900, 901, 5)))),), max_new_tokens=200, ignore_eos=True)
+
+    async def collect() -> list[Chunk]:
+        return [chunk async for chunk in served.generate(wish)]
+
+    slow = asyncio.ensure_future(collect())
     await asyncio.sleep(0.02)
     slow.cancel()
     with pytest.raises(asyncio.CancelledError):
         await slow
-    for _ in range(100):
+    for _ in range(1200):
         if not held(served) and served._parts.codec.images._threads._work_queue.empty():
             break
         await asyncio.sleep(0.05)

@@ -178,6 +178,21 @@ def test_blocks_that_hold_no_whole_sequence_are_refused(tmp_path):
         make_runner(fixed).close()
 
 
+def test_cached_files_of_a_control_group_are_free(tmp_path, monkeypatch):
+    """The kernel counts them as used, and drops them when memory is wanted."""
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    whole = memory.free_bytes(torch.device("cpu"))
+    assert whole > 64 << 20
+    for name, text in {"memory.max": "max\n", "memory.current": f"{50 << 20}\n",
+                       "memory.stat": f"anon {10 << 20}\ninactive_file {30 << 20}\nactive_file {9 << 20}\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert memory.free_bytes(torch.device("cpu")) > 64 << 20, "no limit"
+    (tmp_path / "memory.max").write_text(f"{60 << 20}\n")
+    assert memory.free_bytes(torch.device("cpu")) == (60 - 50 + 30 + 9) << 20
+    (tmp_path / "memory.max").write_text(f"{1 << 20}\n")
+    assert memory.free_bytes(torch.device("cpu")) == 0
+
+
 def test_what_a_runner_says_of_itself(tmp_path):
     """Weights in bytes by the closed form; phases, cache and context as the configuration has them."""
     folder = make_tiny("llama", tmp_path)

@@ -23,7 +23,7 @@ def interpreted(module: str, *arguments: str) -> dict[str, float]:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     done = subprocess.run(
         [sys.executable, "-m", f"tests.support.{module}", *arguments], env=environment, cwd=ROOT, capture_output=True,
-        text=True, timeout=300,
+        text=True, timeout=3000,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

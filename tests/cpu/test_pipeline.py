@@ -129,11 +129,11 @@ def test_stream_equals_the_whole(pipe: Opened) -> None:
 
 
 def test_leaving_a_stream_aborts() -> None:
-    with opened(script="x" * 3000, delay_s=0.001) as pipe:
+    with opened(script="x" * 3000, delay_s=0.05) as pipe:
         stream = pipe.stream_infer(["a", "b"])
         next(stream)
         stream.close()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while pipe.model.fake.live and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not pipe.model.fake.live
@@ -234,7 +234,8 @@ def test_closing_ends_a_stream_that_another_thread_reads() -> None:
 
     def read() -> None:
         with pytest.raises(EngineDeadError, match="closed"):
-            heard.extend(loop.iterate(never()))
+            for item in loop.iterate(never()):
+                heard.append(item)
         heard.append("end")
 
     async def aread() -> None:
@@ -247,10 +248,13 @@ def test_closing_ends_a_stream_that_another_thread_reads() -> None:
     for reader in readers:
         reader.daemon = True
         reader.start()
-    time.sleep(0.2)
+    deadline = time.monotonic() + 60
+    while heard.count(1) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     loop.close()
     for reader in readers:
-        reader.join(5)
+        reader.join(60)
     assert heard.count("end") == 2
 
 
@@ -287,7 +291,7 @@ def test_dropped_on_its_own_loop() -> None:
     pipe = opened()
     thread = next(t for t in threading.enumerate() if t.name == "tokenmill-pipeline" and t is pipe._loop._thread)
     pipe._loop.loop.call_soon_threadsafe(pipe._close)
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive() and pipe.model.fake.closed
 
 
@@ -302,21 +306,22 @@ print(next(stream).text)
 def test_a_program_that_forgets_to_close_ends_in_silence() -> None:
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", FORGETFUL], capture_output=True, text=True, timeout=300,
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
 
 
 def test_an_engine_that_does_not_open_leaves_no_thread() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
 
     async def broken() -> EchoModel:
         raise ConfigError("no such model")
 
     with pytest.raises(ConfigError, match="no such model"):
         Pipeline(broken)
-    assert threading.active_count() == before
+    # Threads of tests before this one may end meanwhile.
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -19,17 +18,6 @@ VERSION = {"anthropic-version": "2023-06-01"}
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"name": "add", "description": "adds", "input_schema": {"type": "object", "properties": {"a": {}, "b": {}}}}
 CALL = '<|action_start|><|plugin|>\n{"name": "add", "parameters": {"a": 1, "b": "二"}}<|action_end|>'
-
-
-@pytest.fixture(scope="module")
-def model() -> EchoModel:
-    return echo_text_engine()
-
-
-@pytest.fixture(scope="module")
-def client(model: EchoModel) -> Iterator[httpx.Client]:
-    with serving(model) as (_, http):
-        yield http
 
 
 @pytest.fixture(scope="module")

@@ -12,31 +12,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from tests.support.echo import EchoModel, echo_text_engine
-from tests.support.fake_text import FakeTextEngine
-from tests.support.http_server import Live, running, serving, wait_for
-
-
-@pytest.fixture(scope="module")
-def model() -> EchoModel:
-    return echo_text_engine()
-
-
-@pytest.fixture(scope="module")
-def client(model: EchoModel) -> Iterator[httpx.Client]:
-    with serving(model) as (_, http):
-        yield http
+from tests.support.echo import EchoModel, prompt_of
+from tests.support.http_server import PATIENCE_S, Live, endless_engine, running, wait_for
 
 
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
     with running() as server:
         yield server
-
-
-def prompt_of(model: EchoModel) -> str:
-    ids = model.fake.seen[-1].prompt_ids
-    return str(model._parts.codec.tokenizer.decode(ids, skip_special_tokens=False)).removeprefix("<s>")
 
 
 # ---------------------------------------------------------------- /generate
@@ -120,13 +103,13 @@ def test_interactive_streams_plain_lines(client: httpx.Client) -> None:
 
 
 def test_interactive_cancel_needs_a_session_that_runs() -> None:
-    with running(FakeTextEngine(step_s=0.01)) as live:
+    with running(endless_engine()) as live:
         assert live.client.post("/v1/chat/interactive", json={"prompt": "", "cancel": True}).status_code == 400
         stop = {"prompt": "", "session_id": 3, "cancel": True}
         assert live.client.post("/v1/chat/interactive", json=stop).status_code == 400
         body = {"prompt": "a", "session_id": 3, "stream": True, "ignore_eos": True, "interactive_mode": True}
-        with httpx.stream("POST", f"{live.url}/v1/chat/interactive", json=body) as reply:
-            wait_for(lambda: bool(live.engine.live), 2)
+        with httpx.stream("POST", f"{live.url}/v1/chat/interactive", json=body, timeout=PATIENCE_S) as reply:
+            wait_for(lambda: bool(live.engine.live))
             assert live.client.post("/v1/chat/interactive", json=stop).status_code == 200
             assert json.loads(list(reply.iter_lines())[-1])["finish_reason"] == "abort"
 

@@ -373,6 +373,30 @@ def test_token_ids_where_they_are_asked_for(live: Live) -> None:
     assert "output_ids" not in live.chat().json()["choices"][0]
 
 
+def test_ids_stand_in_for_messages(live: Live) -> None:
+    """LMDeploy's clients send no messages beside them, or empty ones."""
+    ids = [1, 2]
+    for messages in ({"messages": []}, {"messages": ""}, {"messages": None}, {}):
+        body = {"model": "fake", "input_ids": ids, **messages}
+        reply = live.client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        assert live.engine.seen[-1].prompt == (1, 2) and not live.engine.seen[-1].chat
+    for bad in ({"input_ids": ids}, {"input_ids": [], "messages": []}, {"input_ids": [-1], "messages": []}):
+        assert live.chat(**bad).status_code == 400, bad
+    assert "cannot be combined" in live.chat(input_ids=ids).json()["message"]
+    assert live.client.post("/v1/chat/completions", json={"model": "fake"}).json()["error"]["param"] == "messages"
+
+
+def test_log_probabilities_as_pairs(live: Live) -> None:
+    choice = live.chat(return_logprob=True).json()["choices"][0]
+    assert choice["output_token_logprobs"] == [[-0.5, 7]] * 3 and choice["logprobs"] is None
+    pieces = [e["choices"][0] for e in events(live.chat(return_logprob=True, stream=True)) if e["choices"]]
+    assert [pair for piece in pieces for pair in piece.get("output_token_logprobs", ())] == [[-0.5, 7]] * 3
+    assert not any("logprobs" in piece for piece in pieces)
+    both = live.chat(return_logprob=True, logprobs=True).json()["choices"][0]
+    assert len(both["logprobs"]["content"]) == len(both["output_token_logprobs"]) == 3
+
+
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")]
 CHOICES: list[tuple[Any, list[str], str]] = [
     (None, ["f", "g"], "auto"), ("auto", ["f", "g"], "auto"), ("required", ["f", "g"], "required"),

@@ -7,13 +7,14 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from tests.support.fake_text import FakeTextEngine
-from tests.support.http_server import HELLO, Live, running, wait_for
+from tests.support.http_server import HELLO, PATIENCE_S, Live, endless_engine, running, wait_for
 from tests.support.proxy import LiveProxy, proxying
 
 from tokenmill.errors import ConfigError, RequestError
@@ -32,7 +33,7 @@ def servers() -> Iterator[tuple[Live, Live]]:
 def proxy(servers: tuple[Live, Live]) -> Iterator[LiveProxy]:
     with proxying(*(server.url for server in servers)) as live:
         yield live
-        wait_for(lambda: all(node["unfinished"] == 0 for node in live.status().values()), 2)
+        wait_for(lambda: all(node["unfinished"] == 0 for node in live.status().values()))
 
 
 def test_answers_are_the_servers_own(servers: tuple[Live, Live], proxy: LiveProxy) -> None:
@@ -81,7 +82,8 @@ def test_nodes_come_and_go(servers: tuple[Live, Live], proxy: LiveProxy) -> None
     assert proxy.client.get("/v1/models").json()["data"][0]["id"] == "other"
     for url in ("file:///etc/passwd", "http://", "http://u:p@host", "http://host/path"):
         assert proxy.add(url).status_code == 400
-    assert proxy.add(f"http://127.0.0.1:{_free_port()}").status_code == 400
+    with _nobody() as url:
+        assert proxy.add(url).status_code == 400
 
 
 def test_a_lost_node_is_passed_over_and_comes_back(servers: tuple[Live, Live]) -> None:
@@ -91,9 +93,9 @@ def test_a_lost_node_is_passed_over_and_comes_back(servers: tuple[Live, Live]) -
             assert proxy.add(lost).status_code == 200
         for _ in range(8):
             assert proxy.client.post("/v1/chat/completions", json=HELLO).status_code == 200
-        wait_for(lambda: not proxy.status()[lost]["healthy"], 5)
+        wait_for(lambda: not proxy.status()[lost]["healthy"])
         proxy.proxy.nodes._forget_s = 0.0
-        wait_for(lambda: lost not in proxy.status(), 5)
+        wait_for(lambda: lost not in proxy.status())
 
 
 def test_a_node_lost_in_mid_stream_ends_the_answer_with_an_error() -> None:
@@ -108,11 +110,11 @@ def test_a_node_lost_in_mid_stream_ends_the_answer_with_an_error() -> None:
 
 def test_a_busy_node_is_passed_over(servers: tuple[Live, Live]) -> None:
     with (
-        running(FakeTextEngine(step_s=0.05), max_concurrent_requests=1, max_queue=0) as slow,
+        running(endless_engine(), max_concurrent_requests=1, max_queue=0) as slow,
         proxying(slow.url, servers[0].url) as proxy,
         slow.client.stream("POST", "/v1/chat/completions", json=HELLO | {"stream": True, "ignore_eos": True}),
     ):
-        wait_for(lambda: bool(slow.engine.live), 5)
+        wait_for(lambda: bool(slow.engine.live))
         for _ in range(6):
             assert proxy.client.post("/v1/chat/completions", json=HELLO).status_code == 200
         assert proxy.client.post("/nodes/remove", json={"url": servers[0].url}).status_code == 200
@@ -121,25 +123,25 @@ def test_a_busy_node_is_passed_over(servers: tuple[Live, Live]) -> None:
 
 
 def test_a_client_that_leaves_ends_the_servers_work() -> None:
-    with running(FakeTextEngine(step_s=0.02)) as slow, proxying(slow.url) as proxy:
-        body = HELLO | {"ignore_eos": True, "max_tokens": 400}
+    with running(endless_engine()) as slow, proxying(slow.url) as proxy:
+        body = HELLO | {"ignore_eos": True}
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=0.3)
-        wait_for(lambda: not slow.engine.live, 2)
-        with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body | {"stream": True}) as stream:
+            httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(PATIENCE_S, read=0.3))
+        wait_for(lambda: not slow.engine.live)
+        with proxy.client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as stream:
             next(stream.iter_lines())
             assert slow.engine.live
-        wait_for(lambda: not slow.engine.live, 2)
-        wait_for(lambda: proxy.status()[slow.url]["unfinished"] == 0, 2)
+        wait_for(lambda: not slow.engine.live)
+        wait_for(lambda: proxy.status()[slow.url]["unfinished"] == 0)
 
 
 def test_keys_are_asked_for_and_passed_on() -> None:
     with running(FakeTextEngine(), api_keys=("secret",)) as server, proxying(server.url, api_keys=("secret",)) as proxy:
         assert proxy.client.post("/v1/chat/completions", json=HELLO).status_code == 200
         for path in ("/v1/chat/completions", "/nodes/add", "/nodes/terminate_all"):
-            assert httpx.post(f"{proxy.url}{path}", json=HELLO).status_code == 401
-        assert httpx.get(f"{proxy.url}/nodes/status").status_code == 401
-        assert httpx.get(f"{proxy.url}/health/live").status_code == 200
+            assert httpx.post(f"{proxy.url}{path}", json=HELLO, timeout=PATIENCE_S).status_code == 401
+        assert httpx.get(f"{proxy.url}/nodes/status", timeout=PATIENCE_S).status_code == 401
+        assert httpx.get(f"{proxy.url}/health/live", timeout=PATIENCE_S).status_code == 200
         # This server lets nobody end it over HTTP.
         answer = proxy.client.post("/nodes/terminate", json={"url": server.url})
         assert answer.json() == "Failed: it answers 404"
@@ -148,22 +150,22 @@ def test_keys_are_asked_for_and_passed_on() -> None:
 def test_servers_register_and_take_their_leave() -> None:
     with proxying() as proxy:
         with running(FakeTextEngine(), proxy_url=proxy.url) as server:
-            wait_for(lambda: server.url in proxy.status(), 5)
+            wait_for(lambda: server.url in proxy.status())
             assert proxy.client.post("/v1/chat/completions", json=HELLO).status_code == 200
-        wait_for(lambda: proxy.status() == {}, 5)
+        wait_for(lambda: proxy.status() == {})
 
 
 def test_nodes_outlive_the_proxy_and_are_checked_first(servers: tuple[Live, Live], tmp_path: Path) -> None:
     kept = tmp_path / "cache" / "nodes.json"
-    gone = f"http://127.0.0.1:{_free_port()}"
-    with proxying(servers[0].url, kept_nodes=kept) as proxy:
-        assert proxy.add(gone, models=["fake"]).status_code == 200
-    with proxying(kept_nodes=kept) as proxy:
-        wait_for(lambda: proxy.status()[servers[0].url]["healthy"], 5)
-        assert not proxy.status()[gone]["healthy"]
-        assert proxy.client.post("/v1/chat/completions", json=HELLO).status_code == 200
+    with _nobody() as gone:
+        with proxying(servers[0].url, kept_nodes=kept) as proxy:
+            assert proxy.add(gone, models=["fake"]).status_code == 200
+        with proxying(kept_nodes=kept) as proxy:
+            wait_for(lambda: proxy.status()[servers[0].url]["healthy"])
+            assert not proxy.status()[gone]["healthy"]
+            assert proxy.client.post("/v1/chat/completions", json=HELLO).status_code == 200
     with proxying(nodes=(servers[1].url,)) as proxy:
-        wait_for(lambda: proxy.status()[servers[1].url]["models"] == ["fake"], 5)
+        wait_for(lambda: proxy.status()[servers[1].url]["models"] == ["fake"])
 
 
 def test_the_strategies() -> None:
@@ -204,10 +206,12 @@ def test_addresses() -> None:
     assert own_url(ServerOptions(host="0.0.0.0", proxy_url="http://127.0.0.1:9"), 5) == "http://127.0.0.1:5"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def _nobody() -> Iterator[str]:
+    """An address that refuses connections: its port is taken, so that nobody else gets it, and not listened on."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{holder.getsockname()[1]}"
 
 
 class _broken_server:

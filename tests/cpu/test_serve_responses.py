@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from tests.support.echo import EchoModel, echo_text_engine
+from tests.support.echo import EchoModel, echo_text_engine, prompt_of
 from tests.support.http_server import serving
 
 from tokenmill.serve.responses.events import Items
@@ -17,17 +16,6 @@ from tokenmill.types import Chunk, ToolCallDelta
 
 CALL = '<|action_start|><|plugin|>\n{"name": "add", "parameters": {"a": 1, "b": "二"}}<|action_end|>'
 TOOL = {"type": "function", "name": "add", "description": "adds", "parameters": {"type": "object"}, "strict": False}
-
-
-@pytest.fixture(scope="module")
-def model() -> EchoModel:
-    return echo_text_engine()
-
-
-@pytest.fixture(scope="module")
-def client(model: EchoModel) -> Iterator[httpx.Client]:
-    with serving(model) as (_, http):
-        yield http
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +29,6 @@ def sdk_of(client: httpx.Client) -> openai.OpenAI:
 
 def ask(client: httpx.Client, **fields: Any) -> httpx.Response:
     return client.post("/v1/responses", json={"model": "echo", "input": "hello"} | fields)
-
-
-def prompt_of(model: EchoModel) -> str:
-    ids = model.fake.seen[-1].prompt_ids
-    return str(model._parts.codec.tokenizer.decode(ids, skip_special_tokens=False)).removeprefix("<s>")
 
 
 def test_a_response_in_whole(client: httpx.Client) -> None:

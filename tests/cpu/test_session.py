@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.echo import EchoModel, echo_text_engine
 
 from tokenmill.errors import RequestError
-from tokenmill.types import Chunk, Finish, GrammarSpec, Message, Sampling, TextRequest, Want
+from tokenmill.types import Chunk, Finish, GrammarSpec, Message, Request, Sampling, StepOutput, TextRequest, Want
 
 END = 259  # <|im_end|> of the echo tokenizer
 
@@ -92,7 +92,7 @@ def test_a_stop_string_ends_the_engines_work() -> None:
         assert not engine.fake.live
         await engine.close()
 
-    asyncio.run(asyncio.wait_for(work(), 2.0))
+    asyncio.run(asyncio.wait_for(work(), 60.0))
 
 
 def test_the_engine_is_told_before_the_last_chunk_is_shown() -> None:
@@ -235,10 +235,20 @@ def test_abort_before_and_while() -> None:
 
 def test_many_at_once_and_the_queues_limit() -> None:
     async def work() -> None:
-        engine = echo_text_engine(max_live=10, delay_s=0.001)
-        results = await asyncio.gather(
-            *(collect(engine, ask(f"text {i}", id=f"r{i}")) for i in range(20)), return_exceptions=True
-        )
+        engine, gate = echo_text_engine(max_live=10), asyncio.Event()
+        answer = engine.fake._answer
+
+        async def held(request: Request) -> AsyncIterator[StepOutput]:
+            await gate.wait()
+            async for output in answer(request):
+                yield output
+
+        engine.fake._answer = held  # type: ignore[method-assign]
+        tasks = [asyncio.ensure_future(collect(engine, ask(f"text {i}", id=f"r{i}"))) for i in range(20)]
+        while sum(task.done() for task in tasks) < 10:
+            await asyncio.sleep(0.001)
+        gate.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         fine = [r for r in results if isinstance(r, list)]
         refused = [r for r in results if isinstance(r, RequestError)]
         assert len(fine) == 10 and len(refused) == 10 and all(e.status == 429 for e in refused)

@@ -51,9 +51,10 @@ def test_a_runner_measures_only_for_a_target_and_leaves_nothing_behind(tmp_path)
             kernels=KernelConfig("cpu", threads=1),
         )
     )
-    started = time.perf_counter()
+    # Time of this process, as others have the machine too.
+    started = time.process_time()
     plain, timed = make(None), make(50.0)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert plain.capacity().cost == StepCost()
     assert timed.capacity().cost.step_us > 0
     assert (timed._host.length == -1).all()

@@ -216,7 +216,7 @@ def hostile() -> Iterator[JinjaWorker]:
         "refuse": "{{ raise_exception('alternate the roles') }}",
         "error": "{{ 1 / 0 }}", "import": "{% import 'x' as y %}", "fine": "{{ messages | length }}",
     }  # fmt: skip
-    worker = JinjaWorker(templates, limit_s=0.5)
+    worker = JinjaWorker(templates, limit_s=2.0)
     worker.start()
     yield worker
     worker.close()
@@ -235,7 +235,8 @@ def test_hostile_templates_end_and_leave_the_next_render_alone(hostile: JinjaWor
     else:
         # The sandbox makes an unsafe attribute undefined, which renders as nothing.
         assert name in ("class", "globals", "format") and not any(word in text for word in ("<class", "uid="))
-    assert time.monotonic() - started < 6.0
+    # Two seconds, and a new process; without a limit some of them take hours.
+    assert time.monotonic() - started < 60.0
     assert hostile.render("fine", {"messages": [1, 2]}) == "2"
 
 

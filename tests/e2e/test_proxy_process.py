@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from tests.support.http_server import wait_for
+from tests.support.http_server import PATIENCE_S, wait_for
 from tests.support.server_process import ROOT, echo_server
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
@@ -37,21 +37,21 @@ def proxy_process() -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 def test_servers_behind_a_proxy_come_and_are_killed() -> None:
     with proxy_process() as (url, proxy):
-        wait_for(lambda: _status(url) is not None, 20)
+        wait_for(lambda: _status(url) is not None)
         with echo_server("--proxy-url", url) as one, echo_server("--proxy-url", url) as two:
-            wait_for(lambda: set(_status(url) or ()) == {one.url, two.url}, 10)
+            wait_for(lambda: set(_status(url) or ()) == {one.url, two.url})
             for _ in range(4):
-                assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=10).status_code == 200
+                assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=PATIENCE_S).status_code == 200
             one.process.kill()
             for _ in range(6):
-                reply = httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=10)
+                reply = httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=PATIENCE_S)
                 assert reply.status_code == 200 and reply.json()["choices"][0]["message"]["content"] == "hihi"
             two.process.send_signal(signal.SIGTERM)
-            assert two.process.wait(10) == 0
-            wait_for(lambda: two.url not in (_status(url) or {two.url: 0}), 5)
-            assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=10).status_code == 503
+            assert two.process.wait(PATIENCE_S) == 0
+            wait_for(lambda: two.url not in (_status(url) or {two.url: 0}))
+            assert httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=PATIENCE_S).status_code == 503
         proxy.send_signal(signal.SIGTERM)
-        assert proxy.wait(10) == 0
+        assert proxy.wait(PATIENCE_S) == 0
 
 
 def _status(url: str) -> dict[str, object] | None:

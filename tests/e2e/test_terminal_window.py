@@ -55,7 +55,7 @@ def test_the_first_generation_s_transcript(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_the_answer_only(tmp_path: Path) -> None:
-    with chat(tmp_path, "echo", delay_s=0.05) as window:
+    with chat(tmp_path, "echo", delay_s=0.2) as window:
         window.type("a" * 200 + ENTER + ENTER)
         window.wait_for(lambda lines: "aaa" in lines[-1] and not lines[-1].startswith(PROMPT[:6]) and len(lines) > 3)
         window.type(CTRL_C)

@@ -80,6 +80,26 @@ def test_graphs_replay_what_eager_says(tmp_path, kv):
     assert said_by(config(folder, kv=kv)) == said_by(config(folder, kv=kv, eager=True))
 
 
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("level", [1, 2])
+def test_sleep_frees_memory_and_waking_changes_no_answer(tmp_path, level, eager):
+    """Weights and pages leave the device, graphs are captured again, and what is said is what was said."""
+    runner = make_runner(config(make_tiny("llama", tmp_path), eager=eager))
+    try:
+        told, before = runner.control("describe"), answers(runner)
+        Driver(runner).run(released_slots=ints([0, 1, 2]))
+        full = torch.cuda.memory_allocated()
+        assert runner.control("sleep", level=level) == ("weights", "kv_cache")
+        freed = full - torch.cuda.memory_allocated()
+        assert freed >= told["weights_bytes"] + told["kv_bytes"]
+        assert runner.control("wake", tags=("weights",)) == ("kv_cache",)
+        assert runner.control("wake", tags=()) == ()
+        assert answers(runner) == before
+        assert (runner._steps.graphs is None) == eager
+    finally:
+        runner.close()
+
+
 @pytest.mark.parametrize("rows", [1, 3, 16])
 def test_a_steady_step_is_one_replay(tmp_path, monkeypatch, rows):
     replays: list[int] = []

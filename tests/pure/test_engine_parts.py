@@ -23,7 +23,7 @@ from tokenmill.engine.contract import RopeBase, Stats, StepCost, StepOutputs
 from tokenmill.engine.echo import EchoEngine, EchoOptions
 from tokenmill.engine.stream import Stream
 from tokenmill.errors import CapacityError, EngineDeadError, RequestError
-from tokenmill.types import Finish, GrammarSpec, MediaRef, Request, Sampling, StepOutput, Stop, Want
+from tokenmill.types import Finish, GrammarSpec, MediaRef, Request, Sampling, StepOutput, Stop, Thinking, Want
 
 # ---- blocks
 
@@ -179,12 +179,16 @@ def test_records_come_back_as_they_went() -> None:
     asked = Request(
         "r", (1, 2, 3), Sampling(0.5, logit_bias=((1, -2.0),), seed=9), Stop(5, 1, (2,)), Want.TOKEN | Want.LOGPROBS, 3,
         GrammarSpec("regex", "a+"), (MediaRef("d", 0, 2),), "lora", "salt", -1, 2.5,
+        Thinking(7, 6, False, 5, True),
     )
-    for record in (wire.Start("a:b", config, "", "INFO"), wire.Submit(1 << 40, asked), wire.Abort(3), wire.Close()):
+    for record in (wire.Start("a:b", config, "", "INFO"), wire.Submit(1 << 40, asked), wire.Abort(3), wire.Close(),
+                   wire.Control(1, "wake", 2, ("weights",))):  # fmt: skip
         frame = wire.pack(record)
         assert wire.body_length(frame[:4]) == len(frame) - 4
         assert wire.read_to_engine(frame[4:]) == record
-    for answer in (wire.Ready({"a": [1, 2.5, "x"]}), wire.TellStats(4, Stats(running=2)), wire.Ended("why")):
+    sleeping = wire.Obeyed(3, wire.Failed("CapacityError", "no room"))
+    for answer in (wire.Ready({"a": [1, 2.5, "x"]}), wire.TellStats(4, Stats(running=2, asleep=("weights",))), sleeping,
+                   wire.Obeyed(3, None), wire.Ended("why")):  # fmt: skip
         assert wire.read_from_engine(wire.pack(answer)[4:]) == answer
 
 
@@ -304,7 +308,7 @@ async def test_echo_applies_stop_rules(stop: Stop, tokens: tuple[int, ...], fini
 
 
 async def test_echo_refuses_aborts_and_times_out() -> None:
-    engine = EchoEngine(EchoOptions(tokens_per_s=50, max_rows=2, max_queue=1, max_model_tokens=100))
+    engine = EchoEngine(EchoOptions(tokens_per_s=20, max_rows=2, max_queue=1, max_model_tokens=100))
     long = tuple(range(60))
     tasks = [asyncio.create_task(collect(engine, Request(f"r{i}", long))) for i in range(3)]
     await asyncio.sleep(0.05)

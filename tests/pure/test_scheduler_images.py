@@ -16,6 +16,7 @@ from tokenmill.types import Finish, MediaRef, Request, Sampling, Stop
 PLAIN = Capacity((KVGroup("full", 2, 4, 64, 64),), 4, max_step_tokens=32, max_model_tokens=80, vocab_size=VOCAB)
 GREEDY = Sampling(temperature=0.0, seed=1)
 PICTURES = replace(PLAIN, tile_tokens=4, vector_bytes=8, encoder_cache_bytes=4 * 8 * 4, max_step_tokens=10)
+GRIDS = replace(PICTURES, grids=True)
 
 
 def harness(capacity: Capacity, requests: list[tuple[int, Request]]) -> Harness:
@@ -35,8 +36,8 @@ def plans_of(made: Harness) -> list[StepPlan]:
     return seen
 
 
-def with_images(name: str, prompt: int, *images: tuple[str, int, int]) -> Request:
-    media = tuple(MediaRef(digest, offset, size, f"/{digest}") for digest, offset, size in images)
+def with_images(name: str, prompt: int, *images: tuple[str, int, int], grid: tuple[int, ...] = ()) -> Request:
+    media = tuple(MediaRef(digest, offset, size, f"/{digest}", grid) for digest, offset, size in images)
     ids = tuple((i * 7 + prompt) % (VOCAB - 1) for i in range(prompt))
     return Request(name, ids, GREEDY, Stop(8), media=media)
 
@@ -90,6 +91,41 @@ def test_images_of_a_row_that_was_not_finite_are_dropped() -> None:
     made.run()
     assert made.answers[0].finish is Finish.ERROR and made.answers[1].finish is Finish.LENGTH
     assert made.runner.encoded == 2
+
+
+def test_a_grid_turns_its_tokens_and_what_stands_behind_it() -> None:
+    """Two rows of three: their tokens count on by three, and so does the answer."""
+    made = harness(GRIDS, [(0, with_images("a", 12, ("x", 4, 6), grid=(2, 3)))])
+    seen = plans_of(made)
+    made.run()
+    chunks = [row for plan in seen for row in plan.rows if row.tokens is not None]
+    turns = [row.turns.tolist() for row in chunks if row.turns is not None]
+    assert [(row.start, row.num_tokens) for row in chunks] == [(0, 10), (10, 2)]
+    assert turns == [[
+        [0, 1, 2, 3, 4, 4, 4, 4, 4, 4],
+        [0, 1, 2, 3, 4, 4, 4, 5, 5, 5],
+        [0, 1, 2, 3, 4, 5, 6, 4, 5, 6],
+    ]]  # fmt: skip
+    assert [init.turn_shift for plan in seen for init in plan.new_slots] == [3 - 6]
+    assert [(item.num_tokens, item.grid) for plan in seen for item in plan.encode] == [(6, (2, 3))]
+
+
+def test_the_same_pixels_in_another_grid_are_another_prefix() -> None:
+    def cached(grid: tuple[int, int]) -> int:
+        first, second = (with_images("ab"[i], 30, ("x", 8, 8), grid=g) for i, g in enumerate(((2, 4), grid)))
+        made = harness(GRIDS, [(0, first), (25, second)])
+        made.run()
+        return made.totals["cached_tokens"]
+
+    assert cached((2, 4)) == 28 and cached((4, 2)) == 8
+
+
+@pytest.mark.parametrize("grid", [(), (2, 4), (6,), (1, 2, 3), (-2, -3)])
+def test_grids_that_cannot_be_are_refused(grid: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match="rows and columns"):
+        harness(GRIDS, []).scheduler.submit(with_images("a", 30, ("x", 4, 6), grid=grid), 1)
+    with pytest.raises(RequestError, match="whole tiles"):
+        harness(PICTURES, []).scheduler.submit(with_images("a", 30, ("x", 4, 4), grid=(2, 2)), 1)
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ async def test_unknown_commands_and_help() -> None:
 async def test_ctrl_c_stops_the_answer_only() -> None:
     talk = ScriptedTalk(["half", None], ["whole"])
     chatting = asyncio.ensure_future(chat(talk, "one\n\ntwo\n\nexit\n"))
-    await asyncio.wait_for(talk.waiting.wait(), 5)
+    await asyncio.wait_for(talk.waiting.wait(), 60)
     os.kill(os.getpid(), signal.SIGINT)
-    shown = await asyncio.wait_for(chatting, 5)
+    shown = await asyncio.wait_for(chatting, 60)
     assert talk.stopped == 1 and "[stopped]" in shown and "whole" in shown
     assert [m["content"] for m in talk.asked[1][0]] == ["one", "half", "two"]
 

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenmill.cli.demo_server import free_port, wait_until_ready
+from tokenmill.api.ports import free_port
+from tokenmill.cli.demo_server import wait_until_ready
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tokenmill"]
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -56,7 +57,7 @@ def serving(model: str, *flags: str, cwd: Path | None = None, dash: str = "-") -
         wait_until_ready(process, served.url)
         yield served
         process.send_signal(signal.SIGTERM)
-        served.said, served.told = process.communicate(timeout=30)
+        served.said, served.told = process.communicate(timeout=TIMEOUT_S)
         served.ended = process.returncode
     finally:
         if process.poll() is None:

@@ -122,6 +122,12 @@ class EchoModel(ServedModel):
     fake: FakeEngine
 
 
+def prompt_of(model: EchoModel) -> str:
+    """The text of the last prompt that reached the engine."""
+    ids = model.fake.seen[-1].prompt_ids
+    return str(model._parts.codec.tokenizer.decode(ids, skip_special_tokens=False)).removeprefix("<s>")
+
+
 def echo_text_engine(
     *, name: str = "echo", script: str | list[int] | Script | None = None, delay_s: float = 0.0,
     max_model_tokens: int = 4096, max_live: int = 10_000, group: int = 1,

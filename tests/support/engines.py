@@ -60,13 +60,15 @@ def sleepy(config: EngineConfig) -> Runner:
 
 
 def compilers(config: EngineConfig) -> Callable[[GrammarSpec], CountingMatcher]:
-    """Grammars: "bad" cannot be compiled, "slow" takes a while."""
+    """Grammars: "bad" cannot be compiled; the compilation of a path lasts until there is a file."""
 
     def compile_one(spec: GrammarSpec) -> CountingMatcher:
         if spec.text == "bad":
             raise ValueError("no such rule")
-        if spec.text == "slow":
-            time.sleep(0.3)
+        if spec.text.startswith("/"):
+            deadline = time.monotonic() + 60
+            while not os.path.exists(spec.text) and time.monotonic() < deadline:
+                time.sleep(0.01)
         return CountingMatcher()
 
     return compile_one

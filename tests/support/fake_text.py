@@ -72,6 +72,8 @@ class FakeTextEngine:
     peak: int = 0
     alive: bool = True
     closed: bool = False
+    asleep: tuple[str, ...] = ()
+    refuses: Exception | None = None
 
     def __post_init__(self) -> None:
         self.codec = FakeCodec()
@@ -169,8 +171,22 @@ class FakeTextEngine:
         used = len(self.live)
         return Stats(
             running=used, blocks_total=_BLOCKS, blocks_free=_BLOCKS - used, max_rows=self.max_rows,
-            max_model_tokens=self.max_model_tokens, alive=self.alive,
+            max_model_tokens=self.max_model_tokens, alive=self.alive, asleep=self.asleep,
         )
+
+    async def sleep(self, level: int = 1) -> None:
+        """`refuses`, where set, is raised in its place, as in `wakeup`."""
+        for request_id in tuple(self.live):
+            self.abort(request_id)
+        self._obey(("weights", "kv_cache"))
+
+    async def wakeup(self, tags: tuple[str, ...] = ()) -> None:
+        self._obey(tuple(part for part in self.asleep if tags and part not in tags))
+
+    def _obey(self, asleep: tuple[str, ...]) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.asleep = asleep
 
     async def close(self) -> None:
         self.closed = True

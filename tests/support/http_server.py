@@ -15,8 +15,15 @@ from tests.support.fake_text import FakeTextEngine
 from tokenmill.api.contract import TextEngine
 from tokenmill.serve.http import HttpServer, ServerOptions, background
 
+# How long a test waits for what must come: nothing on an idle machine, and a busy one takes what it takes.
+PATIENCE_S = 60.0
 LOOPBACK = ServerOptions(host="127.0.0.1", port=0, log_level="warning", drain_timeout_s=5.0)
 HELLO = {"model": "fake", "messages": [{"role": "user", "content": "hello world"}]}
+
+
+def endless_engine(**fields: Any) -> FakeTextEngine:
+    """10 ms a word, and room for answers that outlast every wait."""
+    return FakeTextEngine(**{"step_s": 0.01, "max_model_tokens": 1_000_000, **fields})
 
 
 @dataclass
@@ -37,19 +44,19 @@ class Live:
     def complete(self, prompt: Any = "hello world", **fields: Any) -> httpx.Response:
         return self.client.post("/v1/completions", json={"model": "fake", "prompt": prompt} | fields)
 
-    def raw(self, data: bytes, timeout_s: float = 5.0) -> bytes:
+    def raw(self, data: bytes, timeout_s: float = 10.0) -> bytes:
         """Everything the server says to `data` until it closes or falls silent."""
         with self.connect(timeout_s) as connection:
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(data)
             return drain(connection)
 
-    def connect(self, timeout_s: float = 5.0) -> socket.socket:
+    def connect(self, timeout_s: float = 10.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.server.port), timeout=timeout_s)
 
-    def settle(self, within_s: float = 2.0) -> None:
+    def settle(self) -> None:
         """Waits until nothing is left anywhere of any request, or fails with what is."""
-        wait_for(lambda: not self.left(), within_s, self.left)
+        wait_for(lambda: not self.left(), show=self.left)
 
     def left(self) -> dict[str, Any]:
         service = self.server.service
@@ -75,7 +82,7 @@ def running(engine: FakeTextEngine | None = None, **options: Any) -> Iterator[Li
 
     with (
         background(factory, replace(LOOPBACK, **options)) as server,
-        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=PATIENCE_S) as client,
     ):
         live = Live(server, engine, client)
         yield live
@@ -98,7 +105,9 @@ def client_of(server: HttpServer, timeout_s: float) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=timeout_s)
 
 
-def wait_for(condition: Callable[[], bool], within_s: float, show: Callable[[], Any] = lambda: "") -> float:
+def wait_for(
+    condition: Callable[[], bool], within_s: float = PATIENCE_S, show: Callable[[], Any] = lambda: ""
+) -> float:
     """Seconds until `condition` held; fails after `within_s`."""
     started = time.monotonic()
     while not condition():

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.http_server import wait_for
+from tests.support.http_server import PATIENCE_S, wait_for
 from tokenmill.serve.proxy.options import ProxyOptions
 from tokenmill.serve.proxy.server import proxy_server
 from tokenmill.serve.proxy.state import Proxy
@@ -37,11 +37,11 @@ def proxying(*urls: str, **options: Any) -> Iterator[LiveProxy]:
     server, listener = proxy_server(replace(LOOPBACK, **options))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    wait_for(lambda: server.started, 10)
+    wait_for(lambda: server.started)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     keys = options.get("api_keys") or ("none",)
     try:
-        with httpx.Client(base_url=url, timeout=10, headers={"Authorization": f"Bearer {keys[0]}"}) as client:
+        with httpx.Client(base_url=url, timeout=PATIENCE_S, headers={"Authorization": f"Bearer {keys[0]}"}) as client:
             live = LiveProxy(server.config.app.state.proxy, url, client)  # type: ignore[union-attr]
             for node in urls:
                 reply = live.add(node)
@@ -49,5 +49,5 @@ def proxying(*urls: str, **options: Any) -> Iterator[LiveProxy]:
             yield live
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(PATIENCE_S)
         listener.close()

@@ -23,7 +23,7 @@ class ServerProcess:
     lines: list[str] = field(default_factory=list)
     url: str = ""
 
-    def wait_ready(self, within_s: float = 60.0) -> None:
+    def wait_ready(self, within_s: float = 300.0) -> None:
         deadline = time.monotonic() + within_s
         # A server that loads answers late on a busy machine.
         while httpx.get(f"{self.url}/health/ready", timeout=within_s).status_code != 200:

@@ -20,6 +20,7 @@ import pyte
 
 COLUMNS, LINES = 100, 60
 POLL_S = 0.02
+PATIENCE_S = 120.0
 
 
 def _controlling() -> None:
@@ -75,7 +76,7 @@ class Window:
         if b"\x1b[6n" in data:
             self.type(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
 
-    def wait_for(self, seen: Callable[[list[str]], bool], within_s: float = 20.0) -> None:
+    def wait_for(self, seen: Callable[[list[str]], bool], within_s: float = PATIENCE_S) -> None:
         """Until `seen(lines)`; fails with what the screen shows."""
         deadline = time.monotonic() + within_s
         while not seen(self.lines):
@@ -86,7 +87,7 @@ class Window:
         """Until the `number`-th prompt stands on the last line."""
         self.wait_for(lambda lines: bool(lines) and _count(lines, prompt) >= number and lines[-1] == prompt.rstrip())
 
-    def end(self, within_s: float = 20.0) -> int:
+    def end(self, within_s: float = PATIENCE_S) -> int:
         """The exit code, once the program has ended."""
         deadline = time.monotonic() + within_s
         while self.process.poll() is None:

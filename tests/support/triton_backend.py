@@ -78,7 +78,7 @@ class InferenceRequest:
         return self.sender
 
     def wait(self) -> list[InferenceResponse]:
-        assert self.sender.done.wait(20), "no last response"
+        assert self.sender.done.wait(120), "no last response"
         return self.sender.responses
 
 

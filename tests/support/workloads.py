@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from math import prod
 from random import Random
 
 import numpy as np
@@ -124,7 +125,10 @@ def with_pictures(rng: Random, capacity: Capacity) -> Capacity:
     if rng.random() < 0.5:
         return capacity
     tile = rng.choice([1, 2, 3])
-    return replace(capacity, tile_tokens=tile, vector_bytes=4, encoder_cache_bytes=4 * tile * rng.choice([1, 2, 3, 8]))
+    grids = rng.random() < 0.4
+    # Grids have up to six vectors: the largest one alone, or a little more.
+    pages = -(-6 // tile) + rng.choice([0, 0, 1]) if grids else rng.choice([1, 2, 3, 8])
+    return replace(capacity, tile_tokens=tile, vector_bytes=4, encoder_cache_bytes=4 * tile * pages, grids=grids)
 
 
 def add_pictures(rng: Random, request: Request, capacity: Capacity) -> Request:
@@ -133,10 +137,11 @@ def add_pictures(rng: Random, request: Request, capacity: Capacity) -> Request:
     end = rng.choice([0, 0, 1, 3])
     while rng.random() < 0.6:
         number = rng.randrange(5)
-        size = capacity.tile_tokens * (1 + number % 3)
+        grid = (1 + number % 3, 1 + number // 2) if capacity.grids else ()
+        size = prod(grid) if grid else capacity.tile_tokens * (1 + number % 3)
         if end + size > len(request.prompt_ids) and rng.random() < 0.9:
             break
-        media.append(MediaRef(f"im{number}", end, size, f"/file/{number}"))
+        media.append(MediaRef(f"im{number}", end, size, f"/file/{number}", grid))
         end += size + rng.choice([0, 0, 1, 2])
     return replace(request, media=tuple(media))
 

@@ -31,8 +31,8 @@ from tokenmill.tokenize.folder import TextFolder, read_json
 from tokenmill.tokenize.loader import load_tokenizer
 from tokenmill.tokenize.template import ChatTemplate
 from tokenmill.tokenize.tokenizer import Tokenizer
+from tokenmill.vision.facts import ImageFacts, read_facts, read_processor
 from tokenmill.vision.fetch import MediaPolicy
-from tokenmill.vision.internvl import ImageFacts, read_facts
 
 RUNNER = "tokenmill.runner.runner:make_runner"
 GRAMMARS = "tokenmill.api.build:make_compiler"
@@ -97,7 +97,9 @@ def open_text_side(
     folder, tokenizer = TextFolder.read(path), load_tokenizer(path)
     parsers = parser_names(tools, reasoning, tokenizer.vocabulary)
     template = choose_template(choice, folder, tokenizer.vocabulary, model_names)
-    images = None if model.language_only else read_facts(folder.config, tokenizer.vocabulary.token_id)
+    images = None
+    if not model.language_only:
+        images = read_facts(folder.config, read_processor(path), tokenizer.vocabulary.token_id)
     return config, TextSide(folder, tokenizer, template, parsers, vocab_size, images, media_policy(config.media))
 
 

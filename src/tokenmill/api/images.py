@@ -12,10 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 
 from tokenmill.types import MediaRef, Message
+from tokenmill.vision.facts import ImageFacts
 from tokenmill.vision.fetch import Fetched, MediaPolicy, fetch
-from tokenmill.vision.internvl import ImageFacts
 from tokenmill.vision.pool import WorkerPool
-from tokenmill.vision.prompt import ImagePart, Placed, expand, has_images, take_images
+from tokenmill.vision.prompt import ImagePart, Placed, expand, take_images
 from tokenmill.vision.store import MediaStore
 
 # Fetching waits for other hosts; decoding waits for a worker.
@@ -33,8 +33,6 @@ class ImageDesk:
 
     async def take(self, messages: Sequence[Message]) -> tuple[list[Message], list[Placed]]:
         """Raises RequestError (400: what was sent; 429: no room) and then holds nothing."""
-        if not has_images(messages):
-            return list(messages), []
         plain, parts = take_images(messages, self.facts.words)
         works = [self._threads.submit(self._prepare, part) for part in parts]
         try:
@@ -61,12 +59,12 @@ class ImageDesk:
 
     def _prepare(self, part: ImagePart) -> Placed:
         found = Fetched(part.source) if isinstance(part.source, bytes) else fetch(part.source, self.policy)
-        tiling = part.tiling(self.facts.tiling)
-        key = blake2b(found.data + f"|{found.said}|{tiling}".encode(), digest_size=16).digest()
+        cutting = part.cutting(self.facts.cutting)
+        key = blake2b(found.data + f"|{found.said}|{cutting}".encode(), digest_size=16).digest()
         cut = self._store.find(key)
         if cut is None:
-            cut = self._store.adopt(key, self._workers.prepare(found.data, found.said, tiling, self._store.new_path()))
-        return Placed(cut.digest, cut.path, cut.tiles * self.facts.tile_tokens)
+            cut = self._store.adopt(key, self._workers.prepare(found.data, found.said, cutting, self._store.new_path()))
+        return Placed(cut.digest, cut.path, self.facts.num_tokens(cut), cut.grid)
 
     def _give_back(self, work: Future[Placed]) -> None:
         if not work.cancelled() and work.exception() is None:

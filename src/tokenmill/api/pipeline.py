@@ -199,6 +199,18 @@ class Pipeline:
             raise ConfigError(f"{self._engine.name} is no reward model (InternLM2ForRewardModel, Qwen2ForRewardModel)")
         return scores
 
+    # ---- memory
+
+    def sleep(self, level: int = 1) -> None:
+        """Ends what runs and gives memory back: the cache, and weights to the host (level 1) or away (level 2)."""
+        self._check_open()
+        self._loop.call(self._engine.sleep(level))
+
+    def wakeup(self, tags: Sequence[str] | None = None) -> None:
+        """Wakes `weights`, `kv_cache`, or both where none is named; answers are then what they were."""
+        self._check_open()
+        self._loop.call(self._engine.wakeup(tuple(tags or ())))
+
     # ---- the end
 
     def close(self) -> None:
@@ -213,9 +225,12 @@ class Pipeline:
 
     # ---- the work, on the engine's loop
 
-    def _jobs(self, prompts: Any, configs: Any, preprocess: bool, adapter: str | None) -> _Jobs:
+    def _check_open(self) -> None:
         if not self._close.alive:
             raise ConfigError("this pipeline is closed; make another")
+
+    def _jobs(self, prompts: Any, configs: Any, preprocess: bool, adapter: str | None) -> _Jobs:
+        self._check_open()
         if adapter is not None:
             raise ConfigError(f"adapter_name is {adapter!r}; adapters are not served")
         return _Jobs(prompts, configs, preprocess)

@@ -7,7 +7,6 @@ fields become its flags. It ends with the client's `close` or with this program.
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from tokenmill import env
 from tokenmill.api.client import APIClient
 from tokenmill.api.compat import engine_config
 from tokenmill.api.configs import ChatTemplateConfig, EngineWish, TurbomindEngineConfig
+from tokenmill.api.ports import free_port
 from tokenmill.errors import ConfigError
 
 # Flags by field; what they mean is `cli/options.py`'s.
@@ -59,7 +59,7 @@ def serve(
     said |= {**named, **options}
     wish = backend_config or TurbomindEngineConfig(tp=said.get("tp") or 1, enable_prefix_caching=True)
     engine_config(str(model_path), wish)
-    port = said["server_port"] or _free_port()
+    port = said["server_port"] or free_port()
     keys = said["api_keys"].split(",") if isinstance(said["api_keys"], str) else list(said["api_keys"] or ())
     command = [
         sys.executable, "-m", "tokenmill", "serve", "api_server", str(model_path), "--server-name", said["server_name"],
@@ -102,12 +102,6 @@ def _started(command: list[str], client: APIClient, keys: list[str]) -> APIClien
             raise ConfigError(f"the server {why}; what it wrote to stderr says more")
         time.sleep(0.1)
     return client
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

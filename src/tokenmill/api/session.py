@@ -16,6 +16,7 @@ from tokenmill.api.contract import SamplingDefaults, TextCodec, TextLimits
 from tokenmill.api.grammars import GrammarCheck
 from tokenmill.api.parsers import ParserNames, parsers_for
 from tokenmill.api.prepare import EndOfText, chosen_tools, engine_request, stops_of
+from tokenmill.api.thinking import thinking_of
 from tokenmill.api.toolgrammar import TOOL_CALLS, constrained, for_tools
 from tokenmill.engine.contract import Engine, Stats
 from tokenmill.errors import EngineDeadError, RequestError
@@ -92,6 +93,12 @@ class ServedModel:
     async def stats(self) -> Stats:
         return await self.engine.stats()
 
+    async def sleep(self, level: int = 1) -> None:
+        await self.engine.sleep(level)
+
+    async def wakeup(self, tags: tuple[str, ...] = ()) -> None:
+        await self.engine.wakeup(tags)
+
     async def close(self) -> None:
         await self.engine.close()
         self._parts.codec.close()
@@ -105,7 +112,10 @@ class ServedModel:
         written = await parts.codec.write(request, tools)
         try:
             stops = stops_of(request, parts.end, vocabulary)
-            wish = replace(engine_request(request, written.ids, stops, self.limits), media=written.media)
+            wish = replace(
+                engine_request(request, written.ids, stops, self.limits),
+                media=written.media, thinking=thinking_of(request, parts.parsers, vocabulary),
+            )
             await self._check_grammar(request)
             parsers = parsers_for(parts.parsers, request, vocabulary) if request.chat else Parsers()
             return wish, Answer(request, written.ids, vocabulary, stops, parsers)

@@ -6,7 +6,6 @@ The 4-bit copy is served beside its source, with a 4-bit KV cache.
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,20 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenmill.api.ports import free_port
 from tokenmill.errors import ConfigError, EngineDeadError
 
-START_S, END_S, POLL_S = 120.0, 20.0, 0.1
+START_S, END_S, POLL_S = 300.0, 60.0, 0.1
 QUESTION = {"role": "user", "content": "What is 35 + 24?"}
 W4 = "w4-int4kv"
 BESIDE = ("What is 27 + 48?", "你好，请介绍一下你自己。")
 STREAMED = {"role": "user", "content": "写一个300字的童话故事"}
-
-
-def free_port() -> int:
-    """A loopback port that nobody holds now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:

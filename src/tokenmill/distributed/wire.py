@@ -15,7 +15,9 @@ import numpy as np
 
 from tokenmill.engine.contract import StepPlan
 
-PLAN, MASKS, CLOSE, CONFIG, UP, FAILED = b"P", b"M", b"C", b"G", b"U", b"F"
+PLAN, MASKS, CLOSE, CONFIG, UP, FAILED, CONTROL = b"P", b"M", b"C", b"G", b"U", b"F", b"O"
+# What every rank does between two steps, beside rank 0.
+CONTROLS = ("sleep", "wake")
 HEADER = struct.Struct("<cI")
 INT32 = "<i4"
 
@@ -82,6 +84,14 @@ def encode_plan(plan: StepPlan) -> bytes:
 
 def decode_plan(payload: bytes) -> StepPlan:
     return _PLAN_DECODER.decode(payload)
+
+
+def encode_control(op: str, arguments: dict[str, Any]) -> bytes:
+    return msgspec.msgpack.encode((op, arguments))
+
+
+def decode_control(payload: bytes) -> tuple[str, dict[str, Any]]:
+    return msgspec.msgpack.decode(payload, type=tuple[str, dict[str, Any]])
 
 
 def encode_masks(masks: dict[int, bytes]) -> bytes:

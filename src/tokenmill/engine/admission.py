@@ -6,7 +6,7 @@ This is the last gate: a value that a runner cannot take would end the loop, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from tokenmill.engine.blocks import root_key
 from tokenmill.engine.contract import Capacity
 from tokenmill.engine.sequence import Sequence
 from tokenmill.errors import RequestError
-from tokenmill.types import Request, Want
+from tokenmill.types import MediaRef, Request, Want
 
 # Every step compares each row with as many stop ids as the row that has most of them.
 MOST_STOP_IDS = 256
@@ -65,21 +65,29 @@ def check(request: Request, capacity: Capacity, cache_tokens: int | None) -> Non
 
 
 def _check_media(request: Request, capacity: Capacity) -> None:
-    """Images lie in the prompt one behind the other, in whole tiles, and each fits into the encoder's cache."""
+    """Images lie in the prompt one behind the other, whole, and each fits into the encoder's cache."""
     if capacity.encoder_cache_bytes == 0:
         raise RequestError("this model takes no images: send text only", param="messages")
     end, most = 0, capacity.image_tiles * capacity.tile_tokens
     for image in request.media:
         if image.num_tokens > most:
+            fix = "" if capacity.grids else ", or limit its tiles with max_dynamic_patch"
             raise RequestError(
-                f"an image takes {image.num_tokens} tokens and the encoder's cache holds {most}: send a smaller one, "
-                "or limit its tiles with max_dynamic_patch", param="messages",
-            )  # fmt: skip
-        if not image.digest or image.num_tokens < 1 or image.num_tokens % capacity.tile_tokens or image.offset < end:
-            raise RequestError("images must lie one behind the other, in whole tiles", param="messages")
+                f"an image takes {image.num_tokens} tokens and the encoder's cache holds {most}: "
+                f"send a smaller one{fix}", param="messages",
+            )
+        if not image.digest or not _is_whole(image, capacity) or image.offset < end:
+            shape = "rows and columns" if capacity.grids else "whole tiles"
+            raise RequestError(f"images must lie one behind the other, in {shape}", param="messages")
         end = image.offset + image.num_tokens
     if end > len(request.prompt_ids):
         raise RequestError("an image lies outside the prompt", param="messages")
+
+
+def _is_whole(image: MediaRef, capacity: Capacity) -> bool:
+    if capacity.grids:
+        return len(image.grid) == 2 and min(image.grid) > 0 and prod(image.grid) == image.num_tokens
+    return not image.grid and image.num_tokens > 0 and image.num_tokens % capacity.tile_tokens == 0
 
 
 def _check_draws(request: Request, vocab_size: int) -> None:
@@ -90,6 +98,8 @@ def _check_draws(request: Request, vocab_size: int) -> None:
     if stop_ids and not 0 <= min(stop_ids) <= max(stop_ids) < INT32:
         # A tokenizer may know end tokens that the model cannot draw: those are harmless.
         raise RequestError(f"stop token ids must lie in [0, {INT32})", param="stop")
+    if request.thinking is not None and not 0 <= request.thinking.close_id < vocab_size:
+        raise RequestError(f"the token that ends reasoning must lie in [0, {vocab_size})", param="thinking")
     named = [*sampling.bad_token_ids, *(token for token, _ in sampling.logit_bias)]
     if named and not 0 <= min(named) <= max(named) < vocab_size:
         raise RequestError(f"bad and biased token ids must lie in [0, {vocab_size})", param="logit_bias")

@@ -40,7 +40,7 @@ def extend_keys(keys: list[bytes], root: bytes, tokens: I32, block_tokens: int, 
         digest.update(tokens[start : start + block_tokens].tobytes())
         for image in media:
             if image.offset < start + block_tokens and start < image.offset + image.num_tokens:
-                digest.update(f"|{image.digest}@{start - image.offset}".encode())
+                digest.update(f"|{image.digest}@{start - image.offset}{image.grid or ''}".encode())
         keys.append(digest.digest())
 
 

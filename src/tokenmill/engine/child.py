@@ -206,8 +206,14 @@ class Child:
             core.post(core.abort, record.handle)
         elif isinstance(record, wire.AskStats):
             core.post(core.tell_stats, partial(self._tell_stats, record.number))
+        elif isinstance(record, wire.Control):
+            argument = record.level if record.op == "sleep" else record.tags
+            core.post(core.sleep if record.op == "sleep" else core.wake, argument, partial(self._obeyed, record.number))
         elif isinstance(record, wire.Close):
             core.close()
+
+    def _obeyed(self, number: int, error: Exception | None) -> None:
+        self.outbox.send(wire.Obeyed(number, None if error is None else wire.failed_record(error)))
 
     def _tell_stats(self, number: int, stats: Stats) -> None:
         self.outbox.send(wire.TellStats(number, stats))

@@ -18,13 +18,13 @@ from itertools import count
 from typing import Any
 
 from tokenmill.config import EngineConfig
-from tokenmill.engine.contract import Stats, StepOutputs
+from tokenmill.engine.contract import PARTS, Stats, StepOutputs
 from tokenmill.engine.core import Compiler
-from tokenmill.engine.link import CLOSED, Link, Setup
+from tokenmill.engine.link import CLOSED, Link, Order, Setup
 from tokenmill.engine.local import ThreadLink
 from tokenmill.engine.process import ProcessLink
 from tokenmill.engine.stream import Stream
-from tokenmill.errors import EngineDeadError, RequestError
+from tokenmill.errors import EngineDeadError, RequestError, TokenmillError
 from tokenmill.types import Finish, Request, StepOutput
 
 FINISHES = list(Finish)
@@ -55,6 +55,7 @@ class EngineClient:
         self._streams: dict[int, Stream] = {}
         self._ids: dict[str, int] = {}
         self._asked: dict[int, asyncio.Future[Stats]] = {}
+        self._ordered: dict[int, asyncio.Future[None]] = {}
         self._numbers = count()
         self._last = Stats()
         self._dead: str | None = None
@@ -101,6 +102,27 @@ class EngineClient:
         finally:
             del self._asked[number]
         return self._last
+
+    async def sleep(self, level: int = 1) -> None:
+        if level not in (1, 2):
+            raise RequestError(f"level is {level}; it must be 1 (weights to the host) or 2 (dropped)", param="level")
+        await self._order(Order("sleep", level))
+
+    async def wakeup(self, tags: tuple[str, ...] = ()) -> None:
+        if unknown := [tag for tag in tags if tag not in PARTS]:
+            raise RequestError(f"tags has {unknown[0]!r}; tags are {', '.join(PARTS)}", param="tags")
+        await self._order(Order("wake", tags=tags))
+
+    async def _order(self, order: Order) -> None:
+        if self._dead is not None or self._link is None:
+            raise EngineDeadError(self._dead or "the engine has not started")
+        number = next(self._numbers)
+        self._ordered[number] = asyncio.get_running_loop().create_future()
+        self._link.control(number, order)
+        try:
+            await self._ordered[number]
+        finally:
+            del self._ordered[number]
 
     async def close(self) -> None:
         """Live requests end with ABORT; the runner is closed. Calling again waits for the same end."""
@@ -153,6 +175,17 @@ class EngineClient:
         if asked is not None and not asked.done():
             asked.set_result(stats)
 
+    def hear_obeyed(self, number: int, error: Exception | None) -> None:
+        waiting = self._ordered.get(number)
+        if waiting is None or waiting.done():
+            return
+        if error is None:
+            waiting.set_result(None)
+        elif isinstance(error, TokenmillError) and not isinstance(error, EngineDeadError):
+            waiting.set_exception(error)
+        else:
+            waiting.set_exception(RequestError(f"this engine cannot sleep: {error}", 501))
+
     def hear_end(self, reason: str) -> None:
         if self._dead is not None:
             return
@@ -162,3 +195,6 @@ class EngineClient:
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_result(self._last_stats())
+        for waiting in self._ordered.values():
+            if not waiting.done():
+                waiting.set_exception(EngineDeadError(reason))

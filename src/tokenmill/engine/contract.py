@@ -88,7 +88,8 @@ class Capacity:
     `max_drafts` is how many tokens beside the first a FROM_DEVICE row may bring. Images are kept as vectors, in tiles
     of `tile_tokens` vectors of `vector_bytes` each, `encoder_cache_bytes` in all (0: text only). `salt` names
     everything but the tokens that decides a block's content (KV kind, weights version) and goes into every block key.
-    `generates`: False where a model has no logits, only a score of a prompt.
+    `generates`: False where a model has no logits, only a score of a prompt. `grids`: an image has rows and columns, by
+    which its tokens are turned; it may end within a tile, and text behind it goes on from its longer side.
     """
 
     groups: tuple[KVGroup, ...]
@@ -104,6 +105,7 @@ class Capacity:
     rope: RopeBase | None = None
     salt: str = ""
     generates: bool = True
+    grids: bool = False
 
     @property
     def image_tiles(self) -> int:
@@ -121,6 +123,7 @@ class SlotInit:
     `history`: the whole token list so far, present only when penalties or a drafter need it (a prefix hit never shows
     the runner those tokens); `prompt_tokens` says how many of a history are prompt, the rest were drawn before a
     preemption. `min_tokens`: `stop_ids` may not be drawn at positions below it. `seed` is never None here.
+    `turn_shift`: how far tokens behind the prompt's last image are turned beyond their position (grids; else 0).
     """
 
     slot: int
@@ -129,6 +132,7 @@ class SlotInit:
     seed: int
     prompt_tokens: int
     rope_base: float = 0.0
+    turn_shift: int = 0
     min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     top_logprobs: int = 0
@@ -138,11 +142,12 @@ class SlotInit:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """An image to encode: its digest, the file of its pixels, and how many vectors it becomes."""
+    """An image to encode: its digest, the file of its pixels, how many vectors it becomes, and in what grid."""
 
     digest: str
     source: str
     num_tokens: int
+    grid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,8 @@ class Row:
     `tokens` None means FROM_DEVICE: the runner uses what it drew last (and its drafts), at most `num_tokens` positions
     from its own length; then `start` is not read. `want` NONE runs the tokens and keeps nothing but the cache.
     `targets[i]` is the prompt token that follows tokens[i] (-1: none), present where PROMPT_LOGPROBS is wanted.
+    `turns` int32 [3, num_tokens]: what each token is turned by along time, rows and columns, in place of its position,
+    where the last image's grid is not yet behind it (None: position and the slot's `turn_shift`).
     """
 
     slot: int
@@ -174,6 +181,7 @@ class Row:
     want: Want
     targets: I32 | None = None
     embeds: tuple[Embeds, ...] = ()
+    turns: I32 | None = None
 
 
 NO_I32: I32 = np.zeros(0, np.int32)
@@ -264,7 +272,8 @@ class Pending(Protocol):
 class Runner(Protocol):
     """Compute, as the scheduler sees it. Decides nothing; refuses what it cannot do (ValueError).
 
-    `run` queues a step and returns at once; steps run in order. `control` is drained and ordered with plans.
+    `run` queues a step and returns at once; steps run in order. `control` is drained and ordered with plans: it knows
+    `describe`, `sleep` (level) and `wake` (tags); the last two return the parts still asleep.
     """
 
     def capacity(self) -> Capacity: ...
@@ -278,10 +287,14 @@ class Runner(Protocol):
 
 # ---------------------------------------------------------------- the engine
 
+# What of an engine can sleep, by the names of LMDeploy's `tags`.
+WEIGHTS, KV_CACHE = "weights", "kv_cache"
+PARTS = (WEIGHTS, KV_CACHE)
+
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A snapshot. Blocks are of the first group; totals count since start."""
+    """A snapshot. Blocks are of the first group; totals count since start. `asleep`: which of `PARTS` are."""
 
     running: int = 0
     waiting: int = 0
@@ -300,6 +313,7 @@ class Stats:
     plan_us: float = 0.0
     commit_us: float = 0.0
     alive: bool = True
+    asleep: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -340,5 +354,14 @@ class Engine(Protocol):
         ...
 
     async def stats(self) -> Stats: ...
+
+    async def sleep(self, level: int = 1) -> None:
+        """Ends what runs with finish ABORT and gives memory back: the cache, and weights to the host (level 1) or away
+        (level 2). Until all is awake again requests are refused (503). Raises RequestError 501 where it cannot."""
+        ...
+
+    async def wakeup(self, tags: tuple[str, ...] = ()) -> None:
+        """Wakes the named parts, all where none is named. Raises CapacityError, FormatError where one cannot wake."""
+        ...
 
     async def close(self) -> None: ...

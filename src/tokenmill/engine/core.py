@@ -18,12 +18,14 @@ from typing import Any
 from tokenmill.engine.contract import Pending, Runner, Stats, StepOutputs
 from tokenmill.engine.scheduler import Scheduler
 from tokenmill.engine.sequence import Matcher
-from tokenmill.errors import RequestError
+from tokenmill.errors import RequestError, TokenmillError
 from tokenmill.log import get_logger, safe
-from tokenmill.types import Finish, GrammarSpec, Request
+from tokenmill.types import GrammarSpec, Request
 
 Publish = Callable[[StepOutputs], None]
 Compiler = Callable[[GrammarSpec], Matcher]
+# Called once with what went wrong, or None.
+Reply = Callable[[Exception | None], None]
 DEAD = "the engine has stopped: "
 LONGEST_NAP_S = 1.0
 
@@ -57,6 +59,7 @@ class Core:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ahead: Pending | None = None
         self._closing = False
+        self._asleep: tuple[str, ...] = ()
         self._pool: ThreadPoolExecutor | None = None
 
     # ---- from any thread
@@ -132,6 +135,8 @@ class Core:
     def submit(self, request: Request, handle: int) -> None:
         """A refused request is answered like one that ended, with `refused` in its extras."""
         try:
+            if self._asleep:
+                raise RequestError("the engine sleeps; POST /wakeup wakes it", 503, code="sleeping")
             seq = self.scheduler.submit(request, handle)
             if seq.waits_for_grammar:
                 self._compile(request, handle)
@@ -142,7 +147,30 @@ class Core:
         self.scheduler.abort(handle)
 
     def tell_stats(self, reply: Callable[[Stats], None]) -> None:
-        reply(self.scheduler.stats(plan_us=self.plan_us, commit_us=self.commit_us))
+        reply(self.scheduler.stats(plan_us=self.plan_us, commit_us=self.commit_us, asleep=self._asleep))
+
+    def sleep(self, level: int, reply: Reply) -> None:
+        """Ends what runs, lets the step under way land, and has the runner give its memory back."""
+        self.scheduler.end_all()
+        while self._ahead is not None or not self.scheduler.idle:
+            self.turn()
+        self.scheduler.forget_cache()
+        self._control(reply, "sleep", level=level)
+
+    def wake(self, tags: tuple[str, ...], reply: Reply) -> None:
+        if not self._asleep:
+            reply(None)
+            return
+        self._control(reply, "wake", tags=tags)
+
+    def _control(self, reply: Reply, op: str, **arguments: Any) -> None:
+        """What the user can mend is told; whatever else the runner raises is the engine's end."""
+        try:
+            self._asleep = self.runner.control(op, **arguments)
+        except (TokenmillError, ValueError) as error:
+            reply(error)
+        else:
+            reply(None)
 
     def _close(self) -> None:
         self._closing = True
@@ -175,8 +203,7 @@ class Core:
 
     def _finish(self) -> None:
         """Whoever is still there hears the end; the runner is closed whatever it says to that."""
-        for seq in list(self.scheduler.desk.live.values()):
-            self.scheduler.desk.end(seq, Finish.ABORT)
+        self.scheduler.end_all()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         if self.scheduler.has_news:

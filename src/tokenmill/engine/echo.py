@@ -173,8 +173,14 @@ class EchoEngine:
             max_rows=self.options.max_rows,
             max_model_tokens=self.options.max_model_tokens,
             alive=self.alive,
-            **self._counts,
+            **self._counts,  # type: ignore[arg-type]
         )
+
+    async def sleep(self, level: int = 1) -> None:
+        raise RequestError("this engine has no memory to give back", 501)
+
+    async def wakeup(self, tags: tuple[str, ...] = ()) -> None:
+        raise RequestError("this engine never sleeps", 501)
 
     async def close(self) -> None:
         self.alive = False

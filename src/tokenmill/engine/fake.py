@@ -1,7 +1,8 @@
 """A runner without a model, for tests of everything above and of the scheduler itself.
 
 Tokens and lengths live in slots, and the KV cache is simulated: every position's cell holds a number made from the
-token, its position, the rope base and all cells it can see, read back through the block tables. The next token is a
+token, its position (or what an image's grid turns it by), the rope base and all cells it can see, read back through
+the block tables. The next token is a
 pure function of those cells, the seed, the position and (with penalties) the history. So a wrong block, a stale prefix,
 a wrong position, a lost or doubled token shows as a wrong token; `dream` computes the right ones from the token list
 alone. It refuses (ValueError) whatever a real runner cannot do.
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenmill.engine.contract import Capacity, KVGroup, Row, RowExtras, SlotInit, StepPlan, StepResult
+from tokenmill.engine.contract import Capacity, Encode, KVGroup, Row, RowExtras, SlotInit, StepPlan, StepResult
 from tokenmill.engine.echo import EchoEngine as EchoEngine
 from tokenmill.types import Finish, Request, Sampling, Want
 
@@ -43,6 +44,11 @@ def cell(token: int, position: int, salt: int, seen: int, poison: int) -> int:
     if token == poison or seen >= POISON:
         return POISON
     return mix(token * 8191 + position, salt, seen)
+
+
+def place(time: int, row: int, column: int) -> int:
+    """Where a token stands, in one number; its position where it is turned by nothing else."""
+    return time + (row - time) * 1009 + (column - time) * 9173
 
 
 def vector(digest: str, index: int) -> int:
@@ -192,12 +198,17 @@ class FakeRunner:
             if self.images.pop(digest, None) is None:
                 refuse(f"image {digest} is dropped but is not here")
         for item in plan.encode:
-            if item.digest in self.images or item.num_tokens % self._capacity.tile_tokens or not item.num_tokens:
+            if item.digest in self.images or not self._is_whole(item):
                 refuse(f"image {item.digest} of {item.num_tokens} vectors")
             self.images[item.digest] = item.num_tokens
             self.encoded += 1
-        if sum(self.images.values()) * self._capacity.vector_bytes > self._capacity.encoder_cache_bytes:
+        if sum(-(-n // self._capacity.tile_tokens) for n in self.images.values()) > self._capacity.image_tiles:
             refuse("more images than the encoder's cache holds")
+
+    def _is_whole(self, item: Encode) -> bool:
+        if self._capacity.grids:
+            return len(item.grid) == 2 and item.grid[0] * item.grid[1] == item.num_tokens > 0
+        return item.num_tokens > 0 and item.num_tokens % self._capacity.tile_tokens == 0 and not item.grid
 
     def _check_rows(self, plan: StepPlan) -> list[Row]:
         logprobs = set(plan.want_logprobs.tolist())
@@ -233,6 +244,8 @@ class FakeRunner:
             refuse(f"a chunk of slot {row.slot} at {row.start}, where {seat.length} are done")
         if row.targets is not None and len(row.targets) != row.num_tokens:
             refuse("targets that do not match the tokens")
+        if row.turns is not None and (not self._capacity.grids or row.turns.shape != (3, row.num_tokens)):
+            refuse(f"turns of {row.turns.shape} for {row.num_tokens} tokens")
         for part in row.embeds:
             if part.start + part.count > self.images.get(part.digest, 0) or min(part.count - 1, part.start) < 0:
                 refuse(f"vectors of image {part.digest} that are not there")
@@ -241,20 +254,22 @@ class FakeRunner:
 
     # ---- the arithmetic
 
-    def feed(self, seat: Seat, slot: int, tokens: list[int]) -> list[int]:
-        """Runs tokens from the seat's length on; what each sees afterwards, summed over groups."""
+    def feed(self, seat: Seat, slot: int, tokens: list[int], places: list[int] | None = None) -> list[int]:
+        """Runs tokens from the seat's length on; what each sees afterwards, summed over groups. `places`: of each."""
         start = seat.length
+        if places is None:
+            places = [start + offset + seat.init.turn_shift for offset in range(len(tokens))]
         if start + len(tokens) > self._capacity.max_model_tokens:
             refuse(f"position {start + len(tokens) - 1} lies beyond the context")
         totals = [0] * len(tokens)
         for index, group in enumerate(self._capacity.groups):
-            self._feed_group(index, group, seat, slot, tokens, totals)
+            self._feed_group(index, group, seat, slot, list(zip(tokens, places, strict=True)), totals)
         seat.length += len(tokens)
         seat.fresh = False
         return totals
 
     def _feed_group(
-        self, index: int, group: KVGroup, seat: Seat, slot: int, tokens: list[int], totals: list[int]
+        self, index: int, group: KVGroup, seat: Seat, slot: int, tokens: list[tuple[int, int]], totals: list[int]
     ) -> None:
         size, window, start = group.block_tokens, group.window_tokens, seat.length
         table, cells = seat.tables[index], self._cells[index]
@@ -265,11 +280,11 @@ class FakeRunner:
         total = sum(seen)  # type: ignore[arg-type]
         for entry in range(start // size, (start + len(tokens) - 1) // size + 1):
             self._check_owner(index, group, slot, entry, table)
-        for offset, token in enumerate(tokens):
+        for offset, (token, place) in enumerate(tokens):
             position = start + offset
             if window is not None and position - window >= low:
                 total -= seen[position - window - low]  # type: ignore[operator]
-            code = cell(token, position, seat.salt + index, total, self._poison)
+            code = cell(token, place, seat.salt + index, total, self._poison)
             total += code
             seen.append(code)
             cells[table[position // size] * size + position % size] = code
@@ -353,7 +368,8 @@ class FakePending:
         for part in row.embeds:
             vectors = [vector(part.digest, part.start + i) for i in range(part.count)]
             tokens[part.offset : part.offset + part.count] = vectors
-        seen = self.runner.feed(seat, row.slot, tokens)
+        places = None if row.turns is None else [place(*turns) for turns in row.turns.T.tolist()]
+        seen = self.runner.feed(seat, row.slot, tokens, places)
         drawn: list[int] = []
         if int(row.want) & TOKEN:
             drawn = self._draw(seat, seen[-1], mask)
@@ -435,7 +451,8 @@ def dream(
     vectors = {im.offset + i: vector(im.digest, i) for im in request.media for i in range(im.num_tokens)}
     while True:
         shown = [vectors.get(position, token) for position, token in enumerate(tokens)]
-        seen = sum(_dream_group(i, g, salt, shown, codes[i], poison) for i, g in enumerate(capacity.groups))
+        told = list(zip(shown, _dream_places(request, len(tokens)), strict=True))
+        seen = sum(_dream_group(i, g, salt, told, codes[i], poison) for i, g in enumerate(capacity.groups))
         if seen >= POISON:
             return tokens[prompt:], Finish.ERROR
         history = sum(weight_of(t, i < prompt) for i, t in enumerate(tokens)) if sampling.needs_history else 0
@@ -447,10 +464,29 @@ def dream(
             return tokens[prompt:], Finish.LENGTH
 
 
-def _dream_group(index: int, group: KVGroup, salt: int, tokens: list[int], codes: list[int], poison: int) -> int:
+def _dream_places(request: Request, count: int) -> list[int]:
+    """Token after token: text counts on, a picture counts its rows and columns from where it begins."""
+    images = {image.offset: image for image in request.media if image.grid}
+    places: list[int] = []
+    at = 0
+    while len(places) < count:
+        image = images.get(len(places))
+        if image is None:
+            places.append(place(at, at, at))
+            at += 1
+            continue
+        rows, columns = image.grid
+        places += [place(at, at + row, at + column) for row in range(rows) for column in range(columns)]
+        at += max(rows, columns)
+    return places[:count]
+
+
+def _dream_group(
+    index: int, group: KVGroup, salt: int, tokens: list[tuple[int, int]], codes: list[int], poison: int
+) -> int:
     """Extends the group's cells to all tokens; the sum of those the last one sees."""
     window = group.window_tokens or len(tokens) + 1
     for position in range(len(codes), len(tokens)):
         seen = sum(codes[max(0, position - window + 1) : position])
-        codes.append(cell(tokens[position], position, salt + index, seen, poison))
+        codes.append(cell(*tokens[position], salt + index, seen, poison))
     return sum(codes[max(0, len(tokens) - window) :])

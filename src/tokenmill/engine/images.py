@@ -2,7 +2,8 @@
 
 A picture is encoded in the plan of the first chunk that reaches into it, and stays while there is room, so that later
 chunks, requests and turns find it. What a plan uses is not dropped in that plan; whatever it drops or encodes is told
-in it, drops first. Room is counted in tiles, the unit in which the runner keeps vectors.
+in it, drops first. Room is counted in tiles, the unit in which the runner keeps vectors; an image with a grid may end
+within one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from tokenmill.engine.contract import Capacity, Embeds, Encode
+import numpy as np
+
+from tokenmill.engine.contract import I32, Capacity, Embeds, Encode
 from tokenmill.types import MediaRef
 
 
@@ -45,8 +48,15 @@ class ImageCache:
             if image.digest in self._tiles:
                 self._drop(image.digest)
 
+    def clear(self) -> None:
+        """Forgets all of them: the runner has lost every vector, and needs no telling."""
+        self.num_free += sum(self._tiles.values())
+        self._tiles.clear()
+        self._used_in.clear()
+        self._encode, self._dropped = [], []
+
     def _bring(self, image: MediaRef, step: int) -> bool:
-        tiles = image.num_tokens // self.tile_tokens
+        tiles = -(-image.num_tokens // self.tile_tokens)
         idle = [digest for digest in self._tiles if self._used_in[digest] != step]
         if self.num_free + sum(self._tiles[digest] for digest in idle) < tiles:
             return False
@@ -56,7 +66,7 @@ class ImageCache:
             self._drop(digest)
         self.num_free -= tiles
         self._tiles[image.digest] = tiles
-        self._encode.append(Encode(image.digest, image.source, image.num_tokens))
+        self._encode.append(Encode(image.digest, image.source, image.num_tokens, image.grid))
         return True
 
     def _drop(self, digest: str) -> None:
@@ -77,3 +87,32 @@ def embeds_of(media: tuple[MediaRef, ...], start: int, end: int) -> tuple[Embeds
         first, last = max(start, image.offset), min(end, image.offset + image.num_tokens)
         found.append(Embeds(first - start, image.digest, first - image.offset, last - first))
     return tuple(found)
+
+
+def turns_of(media: tuple[MediaRef, ...], start: int, end: int) -> I32 | None:
+    """What positions [start, end) are turned by along time, rows and columns, int32 [3, end - start].
+
+    Text counts on by one. A picture's tokens all have its first token's count, plus their row and their column in its
+    grid; text behind it goes on from the longer side. None where all grids lie before `start`: there
+    `shift_of` says it.
+    """
+    grids = [image for image in media if image.grid]
+    if not grids or grids[-1].offset + grids[-1].num_tokens <= start:
+        return None
+    order = np.arange(start, end, dtype=np.int32)
+    turns = np.tile(order, (3, 1))
+    shift = 0
+    for image in grids:
+        place = order - image.offset
+        inside, behind = (place >= 0) & (place < image.num_tokens), place >= image.num_tokens
+        turns[:, inside] = image.offset + shift
+        turns[1, inside] += place[inside] // image.grid[1]
+        turns[2, inside] += place[inside] % image.grid[1]
+        shift += max(image.grid) - image.num_tokens
+        turns[:, behind] = order[behind] + shift
+    return turns
+
+
+def shift_of(media: tuple[MediaRef, ...]) -> int:
+    """How far tokens behind the last picture are turned beyond their position: never more than 0."""
+    return sum(max(image.grid) - image.num_tokens for image in media if image.grid)

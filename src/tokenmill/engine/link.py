@@ -23,6 +23,15 @@ class Setup:
     grammars: str | Compiler | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an engine is told to do between two steps: `op` is sleep (level) or wake (tags)."""
+
+    op: str
+    level: int = 1
+    tags: tuple[str, ...] = ()
+
+
 class Listener(Protocol):
     """Called on the event loop, in the order in which the engine spoke. `hear_end` comes once, last."""
 
@@ -30,11 +39,13 @@ class Listener(Protocol):
 
     def hear_stats(self, number: int, stats: Stats) -> None: ...
 
+    def hear_obeyed(self, number: int, error: Exception | None) -> None: ...
+
     def hear_end(self, reason: str) -> None: ...
 
 
 class Link(Protocol):
-    """None of the first three waits; an engine that is gone ignores them.
+    """None of the first four waits; an engine that is gone ignores them.
 
     `submit` may raise RequestError where the request holds what cannot travel.
     """
@@ -44,5 +55,7 @@ class Link(Protocol):
     def abort(self, handle: int) -> None: ...
 
     def ask_stats(self, number: int) -> None: ...
+
+    def control(self, number: int, order: Order) -> None: ...
 
     async def close(self) -> None: ...

@@ -15,7 +15,7 @@ from typing import Any
 from tokenmill.engine.assemble import compiler_of, describe, look_up, make_core
 from tokenmill.engine.contract import Stats
 from tokenmill.engine.core import Core
-from tokenmill.engine.link import CLOSE_S, CLOSED, Listener, Setup
+from tokenmill.engine.link import CLOSE_S, CLOSED, Listener, Order, Setup
 from tokenmill.log import get_logger, safe
 from tokenmill.types import Request
 
@@ -98,6 +98,12 @@ class ThreadLink:
 
     def ask_stats(self, number: int) -> None:
         self._post("tell_stats", partial(self._reply, number))
+
+    def control(self, number: int, order: Order) -> None:
+        self._post(order.op, order.level if order.op == "sleep" else order.tags, partial(self._obeyed, number))
+
+    def _obeyed(self, number: int, error: Exception | None) -> None:
+        self._tell(self._listener.hear_obeyed, number, error)
 
     def _reply(self, number: int, stats: Stats) -> None:
         self._tell(self._listener.hear_stats, number, stats)

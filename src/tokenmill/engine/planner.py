@@ -15,7 +15,7 @@ import numpy as np
 from tokenmill.engine.budget import Budget
 from tokenmill.engine.contract import I32, I64, NO_I32, Capacity, Row, SlotInit, StepPlan
 from tokenmill.engine.desk import Decoders, Desk
-from tokenmill.engine.images import embeds_of, overlapping
+from tokenmill.engine.images import embeds_of, overlapping, shift_of, turns_of
 from tokenmill.engine.sequence import LOGPROBS, OVER_PROMPT, PROMPT_LOGPROBS, STEADY, Sequence
 from tokenmill.engine.state import NEVER
 from tokenmill.engine.tables import Hit
@@ -243,8 +243,9 @@ class Planner:
         want = seq.chunk_want(is_last)
         tokens = state.tokens[slot, start:end].copy()
         targets = self._targets(seq, start, end) if want & PROMPT_LOGPROBS else None
-        embeds = embeds_of(seq.request.media, start, end) if seq.request.media else ()
-        draft.rows.append(Row(slot, count, tokens, start, Want(want), targets, embeds))
+        media = seq.request.media
+        embeds, turns = (embeds_of(media, start, end), turns_of(media, start, end)) if media else ((), None)
+        draft.rows.append(Row(slot, count, tokens, start, Want(want), targets, embeds, turns))
         draft.flight.parts.append(Part(seq, slot, int(state.epoch[slot]), is_last))
         if not is_last:
             return
@@ -325,6 +326,7 @@ class Planner:
             seed=seq.seed,
             prompt_tokens=seq.prompt_tokens,
             rope_base=seq.rope_base,
+            turn_shift=shift_of(request.media),
             min_tokens=seq.prompt_tokens + request.stop.min_new_tokens,
             stop_ids=tuple(token for token in request.stop.token_ids if token < self.capacity.vocab_size),
             top_logprobs=request.top_logprobs,

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from tokenmill.engine import wire
-from tokenmill.engine.link import CLOSE_S, CLOSED, Listener, Setup
+from tokenmill.engine.link import CLOSE_S, CLOSED, Listener, Order, Setup
 from tokenmill.errors import ConfigError, EngineDeadError, RequestError
 from tokenmill.log import get_logger
 from tokenmill.types import Request
@@ -100,6 +100,9 @@ class ProcessLink:
             self._listener.hear(wire.step_outputs(record))
         elif isinstance(record, wire.TellStats):
             self._listener.hear_stats(record.number, record.stats)
+        elif isinstance(record, wire.Obeyed):
+            failed = record.failure
+            self._listener.hear_obeyed(record.number, None if failed is None else wire.failure(failed))
         elif isinstance(record, wire.Ended):
             self._ended = f"the engine has stopped: {record.failure}" if record.failure else CLOSED
 
@@ -128,6 +131,9 @@ class ProcessLink:
 
     def ask_stats(self, number: int) -> None:
         self._send(wire.AskStats(number))
+
+    def control(self, number: int, order: Order) -> None:
+        self._send(wire.Control(number, order.op, order.level, order.tags))
 
     async def close(self) -> None:
         """Asks the child to end, and ends it where it does not within `CLOSE_S`."""

@@ -19,6 +19,7 @@ from tokenmill.engine.contract import Capacity, Stats, StepOutputs, StepPlan, St
 from tokenmill.engine.desk import Desk
 from tokenmill.engine.planner import Flight, Limits, Planner
 from tokenmill.engine.sequence import Matcher, Sequence
+from tokenmill.engine.thinking import around
 from tokenmill.errors import RequestError
 from tokenmill.types import Finish, Request
 
@@ -69,6 +70,8 @@ class Scheduler:
         deadline = None if request.timeout_s is None else self.clock() + request.timeout_s
         ticket = Ticket(handle, self._arrivals, seed, deadline)
         seq = make_sequence(request, ticket, self.capacity, cache_tokens)
+        if not seq.waits_for_grammar:
+            seq.matcher = around(request, self.capacity.vocab_size, None)
         desk.live[handle] = seq
         desk.ids.add(request.id)
         desk.totals.requests += 1
@@ -85,7 +88,7 @@ class Scheduler:
         if matcher is None:
             self.desk.end(seq, Finish.ERROR, error=error or "the grammar could not be compiled")
             return
-        seq.matcher = matcher
+        seq.matcher = around(seq.request, self.capacity.vocab_size, matcher)
         seq.waits_for_grammar = False
 
     def abort(self, handle: int) -> None:
@@ -107,6 +110,16 @@ class Scheduler:
         """Ends every request with an error."""
         for seq in list(self.desk.live.values()):
             self.desk.end(seq, Finish.ERROR, error=message)
+
+    def end_all(self) -> None:
+        """Ends every request with ABORT."""
+        for seq in list(self.desk.live.values()):
+            self.desk.end(seq, Finish.ABORT)
+
+    def forget_cache(self) -> None:
+        """The runner has lost what it kept of prompts and pictures; nothing may be running."""
+        self.desk.tables.forget_prefixes()
+        self.desk.images.clear()
 
     def _expire(self) -> None:
         if not self._deadlines:

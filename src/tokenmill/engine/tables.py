@@ -160,6 +160,12 @@ class Tables:
         self._changes.extend(g.grow(some, lack) for g, some, lack in counts)
         return True
 
+    def forget_prefixes(self) -> None:
+        """What cached blocks hold is lost."""
+        for group in self.groups:
+            group.pool.clear_index()
+        self.version += 1
+
     def room(self, slot: int) -> int:
         return min(g.room(slot) for g in self.groups)
 

@@ -57,6 +57,15 @@ class AskStats(msgspec.Struct, frozen=True, array_like=True, tag="ask_stats"):
     number: int
 
 
+class Control(msgspec.Struct, frozen=True, array_like=True, tag="control"):
+    """`op`: sleep (level) or wake (tags)."""
+
+    number: int
+    op: str
+    level: int = 1
+    tags: tuple[str, ...] = ()
+
+
 class Close(msgspec.Struct, frozen=True, array_like=True, tag="close"):
     pass
 
@@ -92,14 +101,21 @@ class TellStats(msgspec.Struct, frozen=True, array_like=True, tag="tell_stats"):
     stats: Stats
 
 
+class Obeyed(msgspec.Struct, frozen=True, array_like=True, tag="obeyed"):
+    """The end of a `Control`; `failure` where it could not be done."""
+
+    number: int
+    failure: Failed | None
+
+
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
     """The loop is over; `failure` is empty where it was closed."""
 
     failure: str
 
 
-ToEngine = Start | Submit | Abort | AskStats | Close
-FromEngine = Ready | Failed | Outputs | TellStats | Ended
+ToEngine = Start | Submit | Abort | AskStats | Control | Close
+FromEngine = Ready | Failed | Outputs | TellStats | Obeyed | Ended
 
 
 def _array_out(value: object) -> object:

@@ -25,7 +25,8 @@ class RopeFacts:
     """A model's rotation, from its config. `max_position` is P; `original_max_position` O, of yarn, llama3, longrope.
 
     `attention_factor` multiplies cos and sin; None: the kind's own rule. `rotated_dim`: how many channels of a head are
-    turned (0: all); pairs behind them stand still.
+    turned (0: all); pairs behind them stand still. `sections`: how many pairs, in order, go by time, rows and columns
+    of a picture (): all by the position.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class RopeFacts:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     rotated_dim: int = 0
+    sections: tuple[int, ...] = ()
 
     def base_rule(self) -> RopeBase | None:
         """How a prompt's length decides `bases_T`; None where it does not matter."""
@@ -63,10 +65,15 @@ class Rope:
         self.scale = attention_scale(facts)
         self.exponents = exponents(facts.head_dim).to(device)
         self.own_freqs = frequencies(facts).to(device)
+        # Which row of positions turns each pair.
+        axes = [axis for axis, count in enumerate(facts.sections) for _ in range(count)]
+        self.axes_K = torch.tensor(axes, dtype=torch.long, device=device)
         self.long_freqs = frequencies(facts, long=True).to(device) if facts.kind == "longrope" else None
 
     def __call__(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """cos_TK, sin_TK fp32 [T, K / 2]. bases_T as `RopeBase.for_prompt` gave them, 0: the model's own."""
+        if positions_T.ndim == 2:
+            return self._by_axes(bases_T, positions_T)
         angles_TK = positions_T.float()[:, None] * self._freqs(bases_T.float()[:, None])
         return angles_TK.cos() * self.scale, angles_TK.sin() * self.scale
 
@@ -78,6 +85,11 @@ class Rope:
             bent = 1.0 / bases_T1.clamp(min=1.0) ** self.exponents
             return torch.where(bases_T1 > 0.0, bent, self.own_freqs)
         return self.own_freqs[None]
+
+    def _by_axes(self, bases_T: Tensor, positions_3T: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions along time, rows and columns: each pair goes by the row of its section."""
+        angles_TK = positions_3T.float()[self.axes_K].T * self._freqs(bases_T.float()[:, None])
+        return angles_TK.cos() * self.scale, angles_TK.sin() * self.scale
 
 
 def exponents(head_dim: int) -> Tensor:

@@ -108,11 +108,11 @@ class Vit:
     def __init__(self, loader: Loader, a: VitArch, names: VitNames):
         D, P = a.hidden_size, 3 * a.patch_size**2
         self.arch, self.dtype = a, loader.dtype
-        kernel = _shaped(loader, f"{names.patch}.weight", (D, 3, a.patch_size, a.patch_size)).view(D, P)
+        kernel = shaped(loader, f"{names.patch}.weight", (D, 3, a.patch_size, a.patch_size)).view(D, P)
         patch = Part(Dense(kernel), read_bias(loader.source, names.patch, D, True), 1)
         self.patch = Linear((patch,), "replicated", loader)
-        self.cls_11D = _shaped(loader, names.cls, (1, 1, D)).to(loader.device, loader.dtype)
-        position = _shaped(loader, names.position, (1, 1 + a.side**2, D))
+        self.cls_11D = shaped(loader, names.cls, (1, 1, D)).to(loader.device, loader.dtype)
+        position = shaped(loader, names.position, (1, 1 + a.side**2, D))
         self.position_1SD = position.to(loader.device, loader.dtype)
         self.blocks = tuple(VitBlock(loader, a, names.layer.format(index)) for index in range(a.run_layers))
 
@@ -127,7 +127,7 @@ class Vit:
         return x_NSD
 
 
-def _shaped(loader: Loader, name: str, shape: tuple[int, ...]) -> Tensor:
+def shaped(loader: Loader, name: str, shape: tuple[int, ...]) -> Tensor:
     value = loader.source.tensor(name)
     if tuple(value.shape) != shape:
         raise FormatError(f"{name} has shape {tuple(value.shape)}; config.json asks for {shape}")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,15 +28,25 @@ class AttentionGroup:
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
-    """A vision tower in numbers: a tile's side in pixels, the vectors it becomes, and the most tiles an image has by
-    default. `params` of tower and projector; `tile_work`: numbers alive at once while one tile is encoded.
+    """A vision tower in numbers. Vectors are kept in tiles of `tile_tokens`; an image has `most_tiles` by default.
+
+    An image's bytes lie as [pieces, *piece]: a piece is a whole tile, or with `grids` one patch, `tile_pieces` of which
+    a full tile of vectors has. `grids`: an image is encoded whole, comes in any number of rows and columns, and its
+    tokens are turned by them. `params` of tower and projector; `tile_work`: numbers alive at once while one tile is
+    encoded.
     """
 
-    tile_size: int
+    piece: tuple[int, ...]
     tile_tokens: int
     most_tiles: int
     params: int
     tile_work: int
+    tile_pieces: int = 1
+    grids: bool = False
+
+    def shape(self, num_tokens: int) -> tuple[int, ...]:
+        """Of the bytes of an image that becomes so many vectors."""
+        return (num_tokens * self.tile_pieces // self.tile_tokens, *self.piece)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +85,11 @@ class Vision(Protocol):
 
     spec: VisionSpec
 
-    def __call__(self, tiles: Tensor) -> Tensor:
-        """Bytes [N, size, size, 3] on the device become vectors [N, tile_tokens, D] of the language model."""
+    def __call__(self, pieces: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
+        """Bytes [pieces, *piece] of several images on the device become vectors [V, D] of the language model.
+
+        Images lie one behind the other, `grids` says which; families whose tiles stand alone do not read it.
+        """
         ...
 
 
@@ -90,7 +104,10 @@ class Model(Protocol):
         ...
 
     def rope(self, bases_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, K // 2] fp32 for each token, from its slot's rope base (0: the model's own)."""
+        """cos and sin [T, K // 2] fp32 for each token, from its slot's rope base (0: the model's own).
+
+        Positions [T], or [3, T] along time, rows and columns for a model that turns images by their grid.
+        """
         ...
 
     def logn(self, positions_T: Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ once. Both say `intern_vit_6b` in their config, so only its keys are read. A til
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def vision(config: Config) -> VisionSpec:
     hidden = int(config["llm_config"]["hidden_size"])
     sizes = [torch.Size(shape).numel() for shape in tensors(config, hidden).values()]
     return VisionSpec(
-        tile_size=a.tile_size,
+        piece=(a.tile_size, a.tile_size, 3),
         tile_tokens=a.side**2 // 4,
         most_tiles=most + (1 if most > 1 else 0),
         params=sum(sizes),
@@ -155,12 +156,11 @@ class InternVLVision:
         self.shifts = torch.tensor([0, 256, 512], dtype=torch.int32, device=loader.device)
 
     @torch.inference_mode()
-    def __call__(self, tiles: Tensor) -> Tensor:
-        pixels = functional.embedding(tiles.to(torch.int32) + self.shifts, self.table[:, None])[..., 0]
+    def __call__(self, pieces: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
+        pixels = functional.embedding(pieces.to(torch.int32) + self.shifts, self.table[:, None])[..., 0]
         x_NSD = self.vit(pixels.to(self.vit.dtype))
         y = self.norm(shuffle_pixels(x_NSD[:, 1:], self.vit.arch.side))
-        z_TD = self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
-        return z_TD.view(len(tiles), self.spec.tile_tokens, -1)
+        return self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
 
 
 def tensors(config: Config, hidden_size: int) -> dict[str, tuple[int, ...]]:

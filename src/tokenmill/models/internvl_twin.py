@@ -31,17 +31,17 @@ LAYER_NAMES = {
 
 
 class Twin:
-    """transformers' model in fp32. `features(tiles)` and `logits(ids, tiles)`, tiles as bytes [N, size, size, 3]."""
+    """transformers' model in fp32. Tiles as bytes [N, size, size, 3]; grids are not read."""
 
     def __init__(self, model: Any):
         self.model = model
 
-    def features(self, tiles: Tensor) -> Tensor:
+    def features(self, tiles: Tensor, grids: Any = ()) -> Tensor:
         found = self.model.model.get_image_features(pixel_values=pixels(tiles))
         features: Tensor = getattr(found, "pooler_output", found)
         return features.flatten(0, -2)
 
-    def logits(self, ids_T: Tensor, tiles: Tensor) -> Tensor:
+    def logits(self, ids_T: Tensor, tiles: Tensor, grids: Any = ()) -> Tensor:
         logits: Tensor = self.model(input_ids=ids_T[None], pixel_values=pixels(tiles)).logits
         return logits[0].float()
 

@@ -25,10 +25,11 @@ class Multimodal:
     """Every callable takes the whole config.json; `hidden_size` is the language model's.
 
     `language` turns the nested config into the one that is read. `tensors` are the tower's, by name with their shapes.
-    `words`: special
-    tokens that stand for images in text. `twin` is transformers'
-    whole model of a config, the language part's twin, the tower's tensors and the id that images fill: an object with
-    `features(tiles)` and `logits(ids, tiles)`.
+    `words`: special tokens that stand for images in text. `twin` is transformers' whole model of a config, the language
+    part's twin, the tower's tensors and the id that images fill: an object with `features(pieces, grids)` and
+    `logits(ids, pieces, grids)`, as `contract.Vision` takes them. `template` and `processor` (preprocessor_config.json)
+    go into the tiny folder. `tower`: modules that a quantized folder's config names as plain where it has one config
+    for all.
     """
 
     name: str
@@ -41,3 +42,6 @@ class Multimodal:
     twin: Callable[[Config, LanguageTwin, dict[str, Tensor], int], Any]
     tiny: Config
     words: tuple[str, ...] = field(default=())
+    template: str = ""
+    processor: Config = field(default_factory=dict)
+    tower: tuple[str, ...] = ()

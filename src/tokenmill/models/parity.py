@@ -7,8 +7,9 @@ its largest difference is at most `LIMIT` of the reference's size (root mean squ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ import torch
 from torch import Tensor
 
 from tokenmill.config import ModelConfig
+from tokenmill.engine.images import turns_of
 from tokenmill.models.build import ModelBuild, build_model
 from tokenmill.models.decoder import Decoder
 from tokenmill.models.solo import Solo
 from tokenmill.models.twin import ScoreTwin, load_twin, load_whole_twin
+from tokenmill.types import MediaRef
 
 LIMIT = 1e-4
 # Any id will do to mark where the image lies, so no tokenizer is asked.
 IMAGE_ID = 3
+# Rows and columns of two images, for models that take any: windows are cut at their edges.
+GRIDS: tuple[tuple[int, ...], ...] = ((6, 3), (5, 9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +103,36 @@ def check_parity(folder: str | Path, probe: Probe = Probe()) -> ParityReport:
 
 @torch.inference_mode()
 def image_stages(model: Decoder, twin: Any, ids_T: Tensor) -> Iterator[StageParity]:
-    """Two random tiles: what the tower makes of them, and the logits of a prompt around them."""
+    """Two random images: what the tower makes of them, and the logits of a prompt with text before and between them."""
     assert model.vision is not None
-    size = model.vision.spec.tile_size
+    spec = model.vision.spec
+    grids = GRIDS if spec.grids else ((), ())
+    sizes = [prod(grid) if grid else spec.tile_tokens for grid in grids]
     draw = torch.Generator().manual_seed(1)
-    tiles = torch.randint(0, 256, (2, size, size, 3), generator=draw, dtype=torch.uint8)
-    features_TD = model.vision(tiles).flatten(0, 1)
-    yield _compare("image features", features_TD, twin.features(tiles))
-    room = torch.full((len(features_TD),), IMAGE_ID)
-    text_T = torch.where(ids_T == IMAGE_ID, IMAGE_ID + 1, ids_T)
-    ids_T = torch.cat([text_T[:8], room, text_T[8:]])
+    pieces = torch.randint(0, 256, spec.shape(sum(sizes)), generator=draw, dtype=torch.uint8)
+    features_TD = model.vision(pieces, grids)
+    yield _compare("image features", features_TD, twin.features(pieces, grids))
+    ids_T, media = _around(ids_T.tolist(), sizes, grids)
+    turns = turns_of(media, 0, len(ids_T))
     embeds_TD = model.embed(ids_T).clone()
-    embeds_TD[8 : 8 + len(room)] = features_TD
+    embeds_TD[ids_T == IMAGE_ID] = features_TD
     solo = Solo(model, len(ids_T))
-    hidden_TD = model.forward(ids_T, solo.rows(len(ids_T)), solo.caches, embeds_TD)
-    yield _compare("logits with an image", model.logits(hidden_TD), twin.logits(ids_T, tiles))
+    rows = solo.rows(len(ids_T), None if turns is None else torch.from_numpy(turns))
+    hidden_TD = model.forward(ids_T, rows, solo.caches, embeds_TD)
+    yield _compare("logits with an image", model.logits(hidden_TD), twin.logits(ids_T, pieces, grids))
+
+
+def _around(text: list[int], sizes: list[int], grids: Sequence[tuple[int, ...]]) -> tuple[Tensor, tuple[MediaRef, ...]]:
+    """A prompt with an image behind each third of the text, and where they lie."""
+    text = [IMAGE_ID + 1 if token == IMAGE_ID else token for token in text]
+    ids: list[int] = []
+    media = []
+    third = len(text) // 3
+    for index, (size, grid) in enumerate(zip(sizes, grids, strict=True)):
+        ids += text[index * third : (index + 1) * third]
+        media.append(MediaRef("", len(ids), size, grid=grid))
+        ids += [IMAGE_ID] * size
+    return torch.tensor(ids + text[len(sizes) * third :]), tuple(media)
 
 
 @torch.inference_mode()

@@ -14,7 +14,10 @@ from tokenmill.layers.rope import KINDS, RopeFacts
 
 NESTED = ("text_config", "llm_config", "language_config")
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
-ROPE_SPELLINGS = {"origin": "default", "su": "longrope", "ntk": "dynamic", "none": "default"}
+ROPE_SPELLINGS = {
+    "origin": "default", "su": "longrope", "ntk": "dynamic", "none": "default",
+    "mrope": "default",
+}  # fmt: skip
 _NUMBERS = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -92,6 +95,7 @@ def rope_facts(config: dict[str, Any], K: int) -> RopeFacts:
     numbers = {ours: float(rope[key]) for key, ours in _NUMBERS.items() if rope.get(key) is not None}
     if kind in ("yarn", "longrope") and "factor" not in numbers:
         numbers["factor"] = P / original
+    sections = tuple(int(x) for x in rope.get("mrope_section") or ())
     _check_rope(kind, numbers, rope, K)
     return RopeFacts(
         kind=kind,
@@ -101,6 +105,7 @@ def rope_facts(config: dict[str, Any], K: int) -> RopeFacts:
         original_max_position=int(original),
         truncate=bool(rope.get("truncate", True)),
         rotated_dim=0,
+        sections=sections,
         short_factor=tuple(float(x) for x in rope.get("short_factor") or ()),
         long_factor=tuple(float(x) for x in rope.get("long_factor") or ()),
         **numbers,
@@ -113,6 +118,9 @@ def _check_rope(kind: str, numbers: dict[str, float], rope: dict[str, Any], K: i
     bad = {key: value for key, value in numbers.items() if not math.isfinite(value) or value < 0}
     if bad or numbers.get("factor", 1.0) <= 0:
         raise ConfigError(f"config.json: rope numbers must be finite and positive; got {bad or numbers}")
+    sections = rope.get("mrope_section") or ()
+    if sections and (len(sections) != 3 or sum(sections) != K // 2):
+        raise ConfigError(f"config.json: mrope_section is {sections}; it must be three numbers that add up to {K // 2}")
     if kind == "longrope":
         for key in ("short_factor", "long_factor"):
             if len(rope.get(key) or ()) != K // 2:

@@ -31,15 +31,16 @@ class Solo:
         self.base = spec.rope.for_prompt(prompt_tokens) if spec.rope else 0.0
         self.length = 0
 
-    def rows(self, num_tokens: int) -> RowMeta:
-        """The next `num_tokens` tokens as one row."""
+    def rows(self, num_tokens: int, turns_3T: Tensor | None = None) -> RowMeta:
+        """The next `num_tokens` tokens as one row, turned by their positions or by what is given."""
         start, total = self.length, self.length + num_tokens
         self.length = total
         device = self.table_1B.device
         ints = partial(torch.tensor, dtype=torch.int32, device=device)
         positions_T = torch.arange(start, total, dtype=torch.int32, device=device)
         blocks_T = self.table_1B[0, positions_T.long() // BLOCK_TOKENS].long()
-        cos_TK, sin_TK = self.model.rope(torch.full((num_tokens,), self.base, device=device), positions_T)
+        turned = positions_T if turns_3T is None else turns_3T.to(device)
+        cos_TK, sin_TK = self.model.rope(torch.full((num_tokens,), self.base, device=device), turned)
         single = num_tokens == 1
         return RowMeta(
             starts_R1=ints([0, num_tokens]),

@@ -168,7 +168,7 @@ def _override(arch: DecoderArch, raw: dict[str, Any], config: ModelConfig) -> De
     if config.rope_scaling_factor > 0:
         P = arch.rope.max_position
         facts = RopeFacts("dynamic", arch.rope.theta, arch.rope.head_dim, P, factor=config.rope_scaling_factor)
-        arch = replace(arch, rope=facts)
+        arch = replace(arch, rope=replace(facts, sections=arch.rope.sections))
     if config.use_logn_attn is not None:
         trained = int(raw.get("seq_length") or arch.rope.max_position)
         arch = replace(arch, logn_tokens=trained if config.use_logn_attn else None)

@@ -78,7 +78,9 @@ def write_tiny(folder: str | Path, tiny: Tiny) -> Path:
     tensors = {key: value.to(tiny.dtype) for key, value in tensors.items()}
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     if tiny.tokenizer:
-        write_tokenizer(path, arch.vocab_size, joined.words if joined else ())
+        write_tokenizer(path, arch.vocab_size, joined.words if joined else (), joined.template if joined else "")
+    if joined and joined.processor:
+        _write_json(path / "preprocessor_config.json", joined.processor)
     return path
 
 
@@ -120,7 +122,7 @@ def _random_plain(name: str, sizes: tuple[int, ...], std: float, draw: torch.Gen
     return (0.0 if name.endswith("bias") else 1.0) + value * 0.3
 
 
-def write_tokenizer(folder: Path, vocab_size: int, words: tuple[str, ...] = ()) -> None:
+def write_tokenizer(folder: Path, vocab_size: int, words: tuple[str, ...] = (), template: str = "") -> None:
     """A byte-level BPE tokenizer that round-trips any text, in `vocab_size` ids; ChatML's tokens and `words` last."""
     specials = (*CHAT_SPECIALS, *words)
     tokenizer = train_tokenizer(vocab_size - len(specials))
@@ -128,8 +130,9 @@ def write_tokenizer(folder: Path, vocab_size: int, words: tuple[str, ...] = ()) 
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     _write_json(folder / "special_tokens_map.json", names)
-    details = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "chat_template": TEMPLATE,
-               "clean_up_tokenization_spaces": False, "model_max_length": 1_000_000}
+    details = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": not template,
+               "chat_template": template or TEMPLATE, "clean_up_tokenization_spaces": False,
+               "model_max_length": 1_000_000}
     _write_json(folder / "tokenizer_config.json", {**names, **details})
 
 

@@ -85,7 +85,17 @@ def twin_config(raw: dict[str, Any]) -> Any:
     except ImportError as error:
         raise ConfigError("comparing with transformers needs it: pip install 'tokenmill[lite]'") from error
     keys = {key: value for key, value in raw.items() if key not in ("model_type", "quantization_config", "auto_map")}
+    keys |= {key: _rope_of_text(raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
     return AutoConfig.for_model(raw["model_type"], **{**keys, "attn_implementation": "eager"})
+
+
+def _rope_of_text(rope: dict[str, Any]) -> dict[str, Any]:
+    """Without the sections of pictures' rows and columns, which a class for text alone does not know."""
+    if "mrope_section" not in rope:
+        return rope
+    plain = {key: value for key, value in rope.items() if key not in ("mrope_section", "type", "rope_type")}
+    kind = str(rope.get("rope_type") or rope.get("type") or "default")
+    return {**plain, "rope_type": "default" if kind == "mrope" else kind}
 
 
 def build_score_twin(raw: dict[str, Any], tensors: dict[str, Tensor], score: Score) -> ScoreTwin:

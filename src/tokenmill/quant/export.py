@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenmill.models.spec import layer_linears, layer_plain
+from tokenmill.models.spec import find_multimodal, layer_linears, layer_plain
 from tokenmill.quant import report
 from tokenmill.quant.experts import plain_linears
 from tokenmill.quant.job import Job, Opened, Outcome
@@ -24,8 +24,11 @@ def write_folder(job: Job, opened: Opened, store: BlockStore, outcome: Outcome) 
     with staged(job.destination) as out:
         _write_tensors(job, opened, store, out)
         head = () if opened.arch.tied else (opened.family.names.head,)
-        skip = (*head, *plain_linears(opened.family, opened.arch))
         config = read_json(job.source / "config.json")
+        joined = find_multimodal(config)
+        # A config that is everyone's also says what of the tower stays plain.
+        tower = joined.tower if joined is not None and not opened.inside else ()
+        skip = (*head, *plain_linears(opened.family, opened.arch), *tower)
         if job.dtype is not None:
             _state_dtype(config, str(job.dtype).removeprefix("torch."))
         part = next((key for key in NESTED if key in config), "") if opened.inside else ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,13 +59,34 @@ class DeviceSteps:
         self, model: Model, capacity: Capacity, caches: tuple[KVPages, ...], device: torch.device,
         encoder: Encoder | None = None,
     ):  # fmt: skip
-        self.model, self.caches, self.device, self.encoder = model, caches, device, encoder
+        self.caches, self.device, self.encoder = caches, device, encoder
         self.tables = SlotTables(table_sizes(capacity), device)
-        self.geometry = geometry(model, capacity)
         self.graphs: DecodeGraphs | None = None
-        self.ops = sample_ops(model)
+        self._capacity = capacity
         self._failed: BaseException | None = None
+        self.put_model(model)
+
+    def put_model(self, model: Model) -> None:
+        """From now on steps are this model's. It must be the same model again where there was one."""
+        self.model = model
+        self.geometry = geometry(model, self._capacity)
+        self.ops = sample_ops(model)
         self.layers = tuple(group.layers for group in model.spec.groups)
+        if self.encoder is not None and model.vision is not None:
+            self.encoder.vision = model.vision
+
+    def drop_model(self) -> None:
+        """Nothing here holds the model any more; no step may run until another is put."""
+        if not self.has_model:
+            return
+        # The geometry's functions are the model's.
+        del self.model, self.geometry
+        if self.encoder is not None:
+            del self.encoder.vision
+
+    @property
+    def has_model(self) -> bool:
+        return hasattr(self, "model")
 
     @torch.inference_mode()
     def capture(self, keys: list[tuple[int, int]]) -> None:
@@ -181,17 +202,27 @@ class DevicePending:
         return StepResult(work.slots, work.epochs, tokens[:, :1].copy(), tokens[:, 1].copy(), drawn.extras.rows())
 
 
+class Sleeper(Protocol):
+    """Gives memory back and takes it again, between steps (sleep.py). Both return the parts asleep."""
+
+    def sleep(self, level: int) -> tuple[str, ...]: ...
+
+    def wake(self, tags: tuple[str, ...]) -> tuple[str, ...]: ...
+
+
 class DeviceRunner:
-    """The Runner of one process's share of a model."""
+    """The Runner of one process's share of a model. `bed`: how it sleeps, where it can."""
 
     def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane):
         self._steps, self._capacity, self._lane = steps, capacity, lane
         self._facts: dict[str, Any] = {}
+        self.bed: Sleeper | None = None
         self._host = HostSlots(capacity.max_rows, capacity.groups)
-        self._images = HostImages(capacity.image_tiles, capacity.tile_tokens)
+        self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
         self._limits = Limits(
-            capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size
-        )
+            capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size,
+            capacity.grids,
+        )  # fmt: skip
         self._last: DevicePending | None = None
 
     def capacity(self) -> Capacity:
@@ -217,10 +248,17 @@ class DeviceRunner:
         return pending
 
     def control(self, op: str, **arguments: Any) -> Any:
-        """`describe`: what was decided at start (facts.py)."""
+        """`describe`: what was decided at start (facts.py); `sleep` (level), `wake` (tags): what sleeps then."""
         if op == "describe":
             return dict(self._facts)
-        raise ValueError(f"the runner knows no operation {op!r}; it knows describe (others come later)")
+        if self.bed is not None and op == "sleep":
+            # Whatever is encoded again finds an empty arena.
+            capacity = self._capacity
+            self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
+            return self.bed.sleep(**arguments)
+        if self.bed is not None and op == "wake":
+            return self.bed.wake(**arguments)
+        raise ValueError(f"the runner knows no operation {op!r}")
 
     def close(self) -> None:
         self._lane.close()
@@ -259,7 +297,8 @@ def table_sizes(capacity: Capacity) -> TableSizes:
 
 
 def geometry(model: Model, capacity: Capacity) -> Geometry:
-    return Geometry(tuple(group.block_tokens for group in capacity.groups), model.rope, model.logn)
+    blocks = tuple(group.block_tokens for group in capacity.groups)
+    return Geometry(blocks, model.rope, model.logn, capacity.grids)
 
 
 def sample_ops(model: Model) -> SampleOps:

@@ -29,12 +29,13 @@ EXTRA_WANTS = Want.PROMPT_LOGPROBS | Want.LOGITS | Want.HIDDEN | Want.POOL
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a plan may not exceed."""
+    """What a plan may not exceed. `grids`: tokens of images may be turned by rows and columns."""
 
     max_rows: int
     max_step_tokens: int
     max_model_tokens: int
     vocab_size: int
+    grids: bool = False
 
 
 @dataclass(slots=True)
@@ -132,6 +133,7 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits, images: HostImages) -
     if rows:
         _pack_mixed(packer, order)
         _pack_images(packer, order, images)
+        _pack_turns(packer, order, limits.grids)
     work = _work(plan, order, totals, host, packer)
     return Staged(
         step=plan.step,
@@ -236,6 +238,22 @@ def _pack_images(packer: Packer, order: _Order, images: HostImages) -> None:
         packer.add("image_from", source)
 
 
+def _pack_turns(packer: Packer, order: _Order, grids: bool) -> None:
+    """Which tokens are turned by something else than their position, and by what."""
+    places: list[I32] = []
+    turns: list[I32] = []
+    for i, row in enumerate(order.rows, order.num_decode):
+        if row.turns is None:
+            continue
+        if not grids or row.turns.shape != (3, row.num_tokens):
+            raise ValueError(f"slot {row.slot} turns its tokens by {row.turns.shape}, which this model cannot")
+        places.append(np.arange(order.firsts[i], order.firsts[i + 1], dtype=np.int32))
+        turns.append(row.turns)
+    if places:
+        packer.add("turn_to", np.concatenate(places))
+        packer.add("turns", np.ascontiguousarray(np.concatenate(turns, 1)))
+
+
 def _work(plan: StepPlan, order: _Order, totals: I32, host: HostSlots, packer: Packer) -> SampleWork:
     """Who draws, in the order of the result: decode slots, then rows as the plan lists them."""
     place = {row.slot: i for i, row in enumerate(order.rows, order.num_decode)}
@@ -304,11 +322,15 @@ def _extras(order: _Order, host: HostSlots) -> list[RowExtra]:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What building rows needs beside tables: tokens per block by group, and the model's rotation and LogN factors."""
+    """What building rows needs beside tables: tokens per block by group, and the model's rotation and LogN factors.
+
+    `grids`: rotations also go by the slot's `turn_shift` and the step's own turns.
+    """
 
     block_tokens: tuple[int, ...]
     rope: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     logn: Callable[[Tensor], Tensor | None]
+    grids: bool = False
 
 
 def decode_rows(tables: SlotTables, slots_R: Tensor, geometry: Geometry, max_context: int) -> tuple[Tensor, RowMeta]:
@@ -339,7 +361,8 @@ def mixed_rows(
     chunks = None if all_single else staged.chunks
     bounds = _Bounds(part["firsts"], single, staged.max_row_tokens, staged.max_context, all_single, chunks)
     ids = torch.where(part["ids"] >= 0, part["ids"].long(), tables.last[slots_R][rows_long])
-    return ids, _meta(tables, flat, geometry, bounds)
+    turns = (part["turn_to"], part["turns"]) if "turns" in part else None
+    return ids, _meta(tables, flat, geometry, bounds, turns)
 
 
 @dataclass(slots=True)
@@ -363,9 +386,12 @@ class _Bounds:
     chunks: tuple[ChunkRow, ...] | None = None
 
 
-def _meta(tables: SlotTables, flat: _Flat, geometry: Geometry, bounds: _Bounds) -> RowMeta:
+def _meta(
+    tables: SlotTables, flat: _Flat, geometry: Geometry, bounds: _Bounds, turns: tuple[Tensor, Tensor] | None = None
+) -> RowMeta:
     slots_T = flat.slots_R if bounds.all_single else flat.slots_R[flat.rows_T.long()]
-    cos, sin = geometry.rope(tables.rope_bases()[slots_T], flat.positions_T)
+    turned = _turned(tables, flat, slots_T, turns) if geometry.grids else flat.positions_T
+    cos, sin = geometry.rope(tables.rope_bases()[slots_T], turned)
     places = [
         _places(table, size, slots_T, flat, bounds.max_context)
         for table, size in zip(tables.blocks, geometry.block_tokens, strict=True)
@@ -387,6 +413,15 @@ def _meta(tables: SlotTables, flat: _Flat, geometry: Geometry, bounds: _Bounds) 
         all_single=bounds.all_single,
         chunks=bounds.chunks,
     )
+
+
+def _turned(tables: SlotTables, flat: _Flat, slots_T: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+    """What tokens are turned by, int32: [T], or [3, T] where the step says it for some of them."""
+    shifted_T = flat.positions_T + tables.turn_shifts()[slots_T]
+    if turns is None:
+        return shifted_T
+    to, own = turns
+    return shifted_T.expand(3, -1).index_copy(1, to.long(), own)
 
 
 def _places(table: Tensor, size: int, slots_T: Tensor, flat: _Flat, max_context: int) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,7 @@ from tokenmill.models.contract import ModelSpec
 from tokenmill.runner.plan import GIB, kv_tokens, require_tokens, workspace_bytes
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+_CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -63,9 +62,17 @@ def free_bytes(device: torch.device) -> int:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     free = _available()
-    if _CGROUP_LIMIT.exists() and (limit := _CGROUP_LIMIT.read_text().strip()).isdigit():
-        free = min(free, int(limit) - int(_CGROUP_USED.read_text()))
-    return free
+    limit = _CGROUP / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - _held_by_group())
+    return max(free, 0)
+
+
+def _held_by_group() -> int:
+    """Without cached files, which are given back when memory is wanted; who has just installed packages has GiBs."""
+    facts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    cached = int(facts.get("active_file", 0)) + int(facts.get("inactive_file", 0))
+    return int((_CGROUP / "memory.current").read_text()) - cached
 
 
 def _available() -> int:
@@ -154,8 +161,13 @@ def arenas(weights: int, groups: tuple[KVGroup, ...], spec: ModelSpec, config: E
 
 
 def resident_bytes(model: object) -> int:
-    """Bytes of every tensor that a model holds, each storage once: what the weights really take."""
-    storages: dict[int, int] = {}
+    """What the weights really take."""
+    return sum(storage.nbytes() for storage in storages(model))
+
+
+def storages(model: object) -> list[torch.UntypedStorage]:
+    """The storage of every tensor that a model holds, each once."""
+    found: dict[int, torch.UntypedStorage] = {}
     seen: set[int] = set()
     stack: list[Any] = [model]
     while stack:
@@ -165,10 +177,10 @@ def resident_bytes(model: object) -> int:
         seen.add(id(item))
         if isinstance(item, torch.Tensor):
             storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            found[storage.data_ptr()] = storage
         else:
             stack.extend(_members(item))
-    return sum(storages.values())
+    return list(found.values())
 
 
 def _members(item: Any) -> list[Any]:

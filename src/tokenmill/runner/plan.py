@@ -120,8 +120,15 @@ def workspace_bytes(spec: ModelSpec, max_rows: int, max_step_tokens: int) -> int
     activations = max_step_tokens * spec.hidden_size * 2 * BLOCK_WIDTHS
     logits = max_rows * spec.vocab_size * 4 * 4
     counts = max_rows * spec.vocab_size * 3
-    images = IMAGE_BATCH * spec.vision.tile_work * 2 if spec.vision else 0
-    return activations + logits + counts + images
+    return activations + logits + counts + _image_work(spec)
+
+
+def _image_work(spec: ModelSpec) -> int:
+    """What encoding takes at most: a batch of tiles, or one whole picture where it cannot be cut."""
+    if spec.vision is None:
+        return 0
+    tiles = max(IMAGE_BATCH, spec.vision.most_tiles if spec.vision.grids else 0)
+    return tiles * spec.vision.tile_work * 2
 
 
 def image_cache_bytes(spec: ModelSpec) -> int:

@@ -63,6 +63,8 @@ class LeadRunner:
         return LeadPending(self._local.run(plan), self._ranks)
 
     def control(self, op: str, **arguments: Any) -> Any:
+        if op in wire.CONTROLS:
+            self._ranks.send(wire.CONTROL, wire.encode_control(op, arguments))
         return self._local.control(op, **arguments)
 
     def close(self) -> None:
@@ -109,7 +111,11 @@ def follow_plans(runner: Runner, link: Link) -> None:
         if kind == wire.MASKS:
             queued[-1].sample(wire.decode_masks(payload))
             continue
-        while len(queued) >= MOST_QUEUED:
+        while len(queued) >= (1 if kind == wire.CONTROL else MOST_QUEUED):
             queued.popleft().result()
+        if kind == wire.CONTROL:
+            op, arguments = wire.decode_control(payload)
+            runner.control(op, **arguments)
+            continue
         queued.append(runner.run(wire.decode_plan(payload)))
     os._exit(1)

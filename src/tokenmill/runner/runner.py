@@ -9,6 +9,7 @@ Errors: FormatError (files), ConfigError (what is not served, no such device), C
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -36,6 +37,7 @@ from tokenmill.runner.place import device_facts, pick_device
 from tokenmill.runner.plan import GIB, IMAGE_BATCH, IMAGE_TILES, workspace_bytes
 from tokenmill.runner.ranks import lead, serve_rank
 from tokenmill.runner.rehearse import rehearse
+from tokenmill.runner.sleep import Bed, Remake
 
 # Reference attention holds the scores of a whole chunk; longer steps gain nothing and cost gigabytes.
 REFERENCE_STEP_TOKENS = 2048
@@ -65,7 +67,8 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     phases = Phases()
     spec = read_spec(config.model.path, replace(config.model, max_model_tokens=None))
     config = resolve(config, spec, device)
-    model = load(config, device, group)
+    again = partial(load, config, device, group)
+    model = again()
     phases.end("weights")
     encoder = make_encoder(config, model)
     groups, config, need = size_cache(config, spec, device, group)
@@ -73,9 +76,13 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     phases.end("cache")
     capacity = with_images(make_capacity(config, spec, groups), encoder)
     steps = DeviceSteps(model, capacity, caches, device, encoder)
-    # A model without logits has no decode step to capture, or to measure.
-    if device.type == "cuda" and not config.kernels.eager and spec.generates:
-        steps.capture(capture_keys(config, need, gathers(config, device)))
+
+    def capture(steps: DeviceSteps) -> None:
+        # A model without logits has no decode step to capture, or to measure.
+        if device.type == "cuda" and not config.kernels.eager and spec.generates:
+            steps.capture(capture_keys(config, need, gathers(config, device)))
+
+    capture(steps)
     phases.end("graphs")
     runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads))
     if device.type == "cuda" and spec.generates:
@@ -84,6 +91,7 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     told = describe(config, need, groups, memory.resident_bytes(model), phases)
     told |= {"encoder_cache_bytes": capacity.encoder_cache_bytes}
     runner.tell(told)
+    runner.bed = Bed(steps, Remake(again, partial(memory.allocate, need, groups, device), capture))
     if config.scheduler.itl_target_ms is not None and spec.generates:
         runner.costs(measure_cost(runner))
     return runner
@@ -137,7 +145,8 @@ def make_encoder(config: EngineConfig, model: Decoder) -> Encoder | None:
         return None
     spec = model.vision.spec
     tiles = config.cache.image_tiles or max(IMAGE_TILES[config.kernels.device], spec.most_tiles)
-    if tiles < spec.most_tiles:
+    # Of one that comes in any size, a request that finds no room is refused by itself.
+    if tiles < spec.most_tiles and not spec.grids:
         raise ConfigError(f"image_tiles is {tiles}; an image of this model may have {spec.most_tiles}: use more")
     return Encoder(model.vision, tiles, model.embedding.table_VD, IMAGE_BATCH)
 
@@ -151,6 +160,7 @@ def with_images(capacity: Capacity, encoder: Encoder | None) -> Capacity:
         encoder_cache_bytes=encoder.nbytes,
         tile_tokens=tile_tokens,
         vector_bytes=width * encoder.arena_ETD.element_size(),
+        grids=encoder.vision.spec.grids,
     )
 
 

@@ -36,7 +36,7 @@ class Stage(IntFlag):
 
 # Columns of the parameter tables; the three of penalties stand side by side in this order (`penalise`).
 F_TEMPERATURE, F_TOP_P, F_MIN_P, F_REPETITION, F_PRESENCE, F_FREQUENCY, F_ROPE_BASE, NUM_F = range(8)
-I_TOP_K, I_SEED_LOW, I_SEED_HIGH, I_MIN_TOKENS, NUM_I = range(5)
+I_TOP_K, I_SEED_LOW, I_SEED_HIGH, I_MIN_TOKENS, I_TURN_SHIFT, NUM_I = range(6)
 LEAST_TEMPERATURE = 1e-5
 
 
@@ -171,6 +171,10 @@ class SlotTables:
         """fp32 [S1]."""
         return self.params_f[:, F_ROPE_BASE]
 
+    def turn_shifts(self) -> Tensor:
+        """int32 [S1]."""
+        return self.params_i[:, I_TURN_SHIFT]
+
     def advance(self, slots_R: Tensor, totals_R: Tensor) -> None:
         self.length[slots_R] = totals_R
 
@@ -247,7 +251,7 @@ def _ints(init: SlotInit) -> list[int]:
     # Greedy rows are told to the sampler by a top_k of 1.
     top_k = 1 if init.sampling.greedy else init.sampling.top_k
     low, high = (init.seed & 0xFFFFFFFF), (init.seed >> 32) & 0xFFFFFFFF
-    return [top_k, _signed(low), _signed(high), init.min_tokens]
+    return [top_k, _signed(low), _signed(high), init.min_tokens, init.turn_shift]
 
 
 def _signed(word: int) -> int:

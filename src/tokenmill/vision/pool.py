@@ -16,8 +16,8 @@ from typing import Any
 
 from tokenmill import env, pipes
 from tokenmill.errors import RequestError
+from tokenmill.vision.cutting import Cutting, Grid, describe
 from tokenmill.vision.decode import refuse
-from tokenmill.vision.tiles import Tiling
 
 WORKERS = 2
 DECODE_LIMIT_S = 20.0
@@ -26,11 +26,12 @@ MEMORY_LIMIT_BYTES = 1536 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A picture cut into tiles, its pixels in a file: uint8 [tiles, size, size, 3]."""
+    """A picture as its family's tower reads it: bytes in a file, `tiles` pieces along their first axis."""
 
     digest: str
     tiles: int
     path: Path
+    grid: Grid = ()
 
 
 class Worker:
@@ -78,12 +79,9 @@ class WorkerPool:
         for worker in self._all:
             self._idle.put(worker)
 
-    def prepare(self, data: bytes, said: str, tiling: Tiling, path: Path) -> Cut:
+    def prepare(self, data: bytes, said: str, cutting: Cutting, path: Path) -> Cut:
         """Pixels in a new file at `path`. Raises RequestError (400) where the bytes are no picture we take."""
-        head = {
-            "said": said, "size": tiling.size, "min_tiles": tiling.min_tiles, "max_tiles": tiling.max_tiles,
-            "thumbnail": tiling.thumbnail, "path": str(path),
-        }  # fmt: skip
+        head = {"said": said, "path": str(path), **describe(cutting)}
         worker = self._idle.get()
         try:
             reply = worker.ask(head, data)
@@ -94,7 +92,7 @@ class WorkerPool:
             if "status" in reply:
                 raise RequestError(str(reply["error"]), int(reply["status"]), param="image_url")
             raise refuse(str(reply["error"]))
-        return Cut(str(reply["digest"]), int(reply["tiles"]), path)
+        return Cut(str(reply["digest"]), int(reply["tiles"]), path, tuple(reply["grid"]))
 
     def close(self) -> None:
         for worker in self._all:

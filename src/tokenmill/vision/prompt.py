@@ -7,16 +7,17 @@ token per vector of its picture, and a `MediaRef` says which picture fills them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RequestError
 from tokenmill.types import MediaRef, Message
+from tokenmill.vision.cutting import Cutting, Grid, Sized
 from tokenmill.vision.decode import refuse
-from tokenmill.vision.tiles import Tiling
 
 MOST_IMAGES = 16
+PIXELS = ("min_pixels", "max_pixels")
 IMAGE_PARTS = ("image_url", "image", "input_image")
 # OpenAI's `detail` as LMDeploy reads it.
 DETAIL = {"low": 6, "medium": 12, "high": 24}
@@ -24,12 +25,16 @@ DETAIL = {"low": 6, "medium": 12, "high": 24}
 
 @dataclass(frozen=True, slots=True)
 class ImageWords:
-    """What stands for a picture in the text, and the id whose copies its vectors replace."""
+    """What stands for a picture in the text, and the id whose copies its vectors replace.
+
+    `joiner` stands between the parts of a message.
+    """
 
     start: str
     context: str
     end: str
     context_id: int
+    joiner: str = "\n"
 
     @property
     def text(self) -> str:
@@ -38,28 +43,27 @@ class ImageWords:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture as a message holds it: a URL or the file's bytes; `max_tiles` where the part limits them."""
+    """A picture as a message holds it: a URL or the file's bytes; tiles or pixels where the part limits them."""
 
     source: str | bytes
     max_tiles: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
-    def tiling(self, own: Tiling) -> Tiling:
-        if self.max_tiles is None:
-            return own
-        return replace(own, max_tiles=self.max_tiles, min_tiles=min(own.min_tiles, self.max_tiles))
+    def cutting(self, own: Cutting) -> Cutting:
+        if self.max_tiles is not None:
+            own = own.limited(self.max_tiles)
+        return own.between(self.min_pixels, self.max_pixels) if isinstance(own, Sized) else own
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A prepared picture: the digest and file of its pixels, and how many vectors it becomes."""
+    """A prepared picture: the digest and file of its pixels, how many vectors it becomes, and their grid."""
 
     digest: str
     path: Path
     num_tokens: int
-
-
-def has_images(messages: Sequence[Message]) -> bool:
-    return any(_is_image(part) for message in messages for part in _parts(message))
+    grid: Grid = ()
 
 
 def take_images(messages: Sequence[Message], words: ImageWords) -> tuple[list[Message], list[ImagePart]]:
@@ -85,7 +89,7 @@ def expand(ids: Sequence[int], words: ImageWords, images: Sequence[Placed]) -> t
             out.append(token)
             continue
         image = images[len(media)]
-        media.append(MediaRef(image.digest, len(out), image.num_tokens, str(image.path)))
+        media.append(MediaRef(image.digest, len(out), image.num_tokens, str(image.path), image.grid))
         out += [token] * image.num_tokens
     return tuple(out), media
 
@@ -101,17 +105,27 @@ def _is_image(part: Any) -> bool:
 
 def _without_images(message: Message, words: ImageWords, found: list[ImagePart]) -> Message:
     parts = _parts(message)
-    if not any(_is_image(part) for part in parts):
+    if not parts:
         return message
-    if message.get("role") == "system":
+    if message.get("role") == "system" and any(map(_is_image, parts)):
         raise refuse("a system message holds text only")
+    if any(isinstance(part, dict) and "video" in str(part.get("type")) for part in parts):
+        raise refuse("videos are not taken: send single pictures of it as image_url parts")
     texts = []
     for part in parts:
         if _is_image(part):
             found.append(image_part(part))
             part = {"type": "text", "text": words.text}
         texts.append(part)
-    return {**message, "content": texts}
+    return {**message, "content": _joined(texts, words.joiner)}
+
+
+def _joined(parts: list[Any], joiner: str) -> Any:
+    """One text where this family's parts are joined otherwise than all others'; the parts where one is no text."""
+    texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in parts]
+    if joiner == "\n" or not all(isinstance(text, str) for text in texts):
+        return parts
+    return joiner.join(map(str, texts))
 
 
 def image_part(part: Message) -> ImagePart:
@@ -126,4 +140,10 @@ def image_part(part: Message) -> ImagePart:
         tiles = DETAIL.get(str(details.get("detail")))
     if tiles is not None and (isinstance(tiles, bool) or not isinstance(tiles, int) or not 1 <= tiles <= 24):
         raise refuse("max_dynamic_patch must be a whole number from 1 to 24")
-    return ImagePart(source, tiles)
+    return ImagePart(source, tiles, *(_pixels(key, details.get(key, part.get(key))) for key in PIXELS))
+
+
+def _pixels(key: str, value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise refuse(f"{key} must be a positive whole number")
+    return None if value is None else int(value)

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenmill.errors import RequestError
@@ -112,7 +112,7 @@ class MediaStore:
             )  # fmt: skip
         path = cut.path.with_name(cut.digest)
         cut.path.rename(path)
-        held = self._held[cut.digest] = Held(Cut(cut.digest, cut.tiles, path), size, set())
+        held = self._held[cut.digest] = Held(replace(cut, path=path), size, set())
         return held
 
     def _sweep(self) -> None:

@@ -6,22 +6,24 @@ each byte and channel, so that host and device agree bit by bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from hashlib import blake2b
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Pixels = NDArray[np.uint8]
+from tokenmill.vision.cutting import Grid, Pixels
+
 Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """min_tiles to max_tiles a picture, without the thumbnail that more than one tile get."""
+    """min_tiles to max_tiles a picture, without the thumbnail that more than one tile get. A `cutting.Cutting`."""
 
+    kind: ClassVar[str] = "tiles"
     size: int = 448
     min_tiles: int = 1
     max_tiles: int = 12
@@ -30,6 +32,12 @@ class Tiling:
     @property
     def most_tiles(self) -> int:
         return self.max_tiles + (1 if self.thumbnail and self.max_tiles > 1 else 0)
+
+    def cut(self, image: Image.Image) -> tuple[Pixels, Grid]:
+        return cut(image, self), ()
+
+    def limited(self, most_tiles: int) -> Tiling:
+        return replace(self, max_tiles=most_tiles, min_tiles=min(self.min_tiles, most_tiles))
 
 
 @cache
@@ -75,6 +83,4 @@ def scale_table(mean: Triple, std: Triple) -> NDArray[np.float32]:
     return table.astype(np.float32)
 
 
-def digest_of(tiles: Pixels) -> str:
-    """Names the content: two files that show the encoder the same pixels are one image."""
-    return blake2b(str(tiles.shape).encode() + tiles.tobytes(), digest_size=16).hexdigest()
+CUTTING = Tiling

@@ -1,8 +1,9 @@
 """The process in which pictures are decoded and cut, under a memory limit. Run as a module by `pool.py`.
 
-In: 4 bytes length (big-endian), JSON {"said", "size", "min_tiles", "max_tiles", "thumbnail", "path", "bytes"}, then
-that many bytes of a picture. Out: 4 bytes length, JSON: {"digest", "tiles"} once the pixels are in the file `path`, or
-{"error"}. What kills this process (memory, a decoder's crash) is told by the parent.
+In: 4 bytes length (big-endian), JSON {"said", "path", "bytes"} and the cutting's "kind" and "options", then that many
+bytes of a picture. Out: 4 bytes length, JSON: {"digest", "tiles", "grid"} once the pixels are in the file `path`
+(`tiles` pieces along their first axis), or {"error"}. What kills this process (memory, a decoder's crash) is told by
+the parent.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ import sys
 from typing import Any, BinaryIO
 
 from tokenmill.errors import RequestError
+from tokenmill.vision.cutting import digest_of, from_description
 from tokenmill.vision.decode import decode
-from tokenmill.vision.tiles import Tiling, cut, digest_of
 
 
 def prepare(head: dict[str, Any], data: bytes) -> dict[str, Any]:
     """Decodes, cuts and writes."""
-    tiling = Tiling(head["size"], head["min_tiles"], head["max_tiles"], head["thumbnail"])
-    tiles = cut(decode(data, head["said"]), tiling)
+    pixels, grid = from_description(head).cut(decode(data, head["said"]))
     fd = os.open(head["path"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(tiles.tobytes())
-    return {"digest": digest_of(tiles), "tiles": len(tiles)}
+        file.write(pixels.tobytes())
+    return {"digest": digest_of(pixels, grid), "tiles": len(pixels), "grid": list(grid)}
 
 
 def answer(head: dict[str, Any], data: bytes) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Prompts are token ids, so each server is asked by the route of it that takes the
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from tokenmill.api.ports import free_port
 from tokenmill.bench.compare import OURS
 from tokenmill.bench.peers.contract import Settings
 from tokenmill.bench.peers.parent import Process, last_words, started
@@ -82,9 +82,7 @@ def _vllm(settings: Settings, port: str) -> tuple[list[str], str]:
 @contextlib.contextmanager
 def serving(engine: str, settings: Settings, packages: Path | None, limit_s: float) -> Iterator[Served]:
     """A server that is ready. Raises RequestError with its last words where it ends or is late."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     line, route = command(engine, settings, port)
     url = f"http://127.0.0.1:{port}"
     with (

@@ -10,11 +10,12 @@ from tokenmill.eval.conform.tools import PARAMETERS, arguments_meet
 
 GROUP = "responses"
 PATH = "/v1/responses"
+SHORT = {"max_output_tokens": 12, "temperature": 0}
 TOOL = {"type": "function", "name": "time", "parameters": PARAMETERS}
 
 
 def _ask(probe: Probe, **fields: Any) -> Any:
-    return probe.post(PATH, {"model": probe.model, "input": "Say hello.", "max_output_tokens": 12, **fields})
+    return probe.post(PATH, {"model": probe.model, "input": "Say hello.", **SHORT, **fields})
 
 
 def shape(probe: Probe) -> None:

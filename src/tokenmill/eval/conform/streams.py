@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenmill.eval.conform.probe import HELLO, Probe, expect
+from tokenmill.eval.conform.probe import HELLO, SEED, Probe, expect
 
 GROUP = "streams"
 CHAT = "/v1/chat/completions"
@@ -45,7 +45,7 @@ def usage(probe: Probe) -> None:
 
 def several(probe: Probe) -> None:
     """n choices of a stream carry their indices and end each for itself"""
-    chunks = _chat(probe, n=2, temperature=1)
+    chunks = _chat(probe, n=2, temperature=1, seed=SEED)
     ended = [c["index"] for chunk in chunks for c in chunk["choices"] if c.get("finish_reason")]
     expect(sorted(ended) == [0, 1], f"choices {ended} have ended, not 0 and 1")
 

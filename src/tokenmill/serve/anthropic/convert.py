@@ -37,6 +37,9 @@ def chat_request(body: CountRequest) -> ChatRequest:
     }
     if body.thinking is not None and body.thinking.type != "adaptive":
         fields["enable_thinking"] = body.thinking.type == "enabled"
+        if body.thinking.type == "enabled" and body.thinking.budget_tokens is not None:
+            # Clients send a budget to every model: one that does not reason has nothing to keep it for.
+            fields["chat_template_kwargs"] = {"thinking_budget": body.thinking.budget_tokens}
     if isinstance(body, MessagesRequest):
         fields |= _generation(body)
     try:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,12 +16,12 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
-from tokenmill.errors import ConfigError, RequestError
+from tokenmill.errors import CapacityError, ConfigError, FormatError, RequestError
 from tokenmill.serve.http import errors
 from tokenmill.serve.http.body import read_json
 from tokenmill.serve.http.options import ADMIN_ROUTES, ServerOptions
 from tokenmill.serve.http.schema import AbortRequest
-from tokenmill.serve.http.service import Service, service_of
+from tokenmill.serve.http.service import Phase, Service, service_of
 
 
 async def abort_request(request: Request) -> Response:
@@ -46,17 +46,36 @@ async def terminate(request: Request) -> Response:
 
 
 async def sleep(request: Request) -> Response:
-    raise RequestError("this engine cannot give its memory back while it runs; stop the server instead", 501)
+    """`level` 1 keeps weights in the host's memory, 2 drops them. Answers once the memory is free."""
+    level = request.query_params.get("level", "1")
+    if level not in ("1", "2"):
+        raise RequestError(f"level is {level[:32]!r}; it must be 1 or 2", 400, param="level")
+    await _steered(service_of(request).sleep(int(level)))
+    return Response(status_code=200)
+
+
+async def wakeup(request: Request) -> Response:
+    """`tags` (weights, kv_cache; several may be given) says what wakes, none: everything."""
+    await _steered(service_of(request).wakeup(tuple(request.query_params.getlist("tags"))))
+    return Response(status_code=200)
+
+
+async def _steered(order: Awaitable[None]) -> None:
+    try:
+        await order
+    except (CapacityError, ConfigError, FormatError) as error:
+        # The engine lives and sleeps on; what it lacks is said.
+        raise RequestError(str(error), 503, code="sleeping") from error
 
 
 async def is_sleeping(request: Request) -> Response:
-    return JSONResponse({"is_sleeping": False})
+    return JSONResponse({"is_sleeping": service_of(request).phase is Phase.SLEEPING})
 
 
 def router(names: Iterable[str]) -> APIRouter:
     """The named routes."""
     made = APIRouter(tags=["admin"])
-    known = {"abort_request": abort_request, "terminate": terminate, "sleep": sleep, "wakeup": sleep,
+    known = {"abort_request": abort_request, "terminate": terminate, "sleep": sleep, "wakeup": wakeup,
              "is_sleeping": is_sleeping}  # fmt: skip
     for name in ADMIN_ROUTES:
         if name in names:

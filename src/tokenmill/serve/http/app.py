@@ -19,7 +19,7 @@ from tokenmill.serve.http.auth import AuthLayer, KeyRing
 from tokenmill.serve.http.gate import GateLayer
 from tokenmill.serve.http.service import Service
 from tokenmill.serve.http.transport import TransportLayer
-from tokenmill.serve.native import generate, interactive, pooling, ppl, rerank, tokens
+from tokenmill.serve.native import generate, interactive, later, pooling, ppl, rerank, tokens
 from tokenmill.serve.native.schema import (
     DetokenizeRequest,
     EncodeRequest,
@@ -36,7 +36,7 @@ from tokenmill.serve.responses import endpoint as responses
 from tokenmill.serve.responses.schema import ResponsesRequest
 
 ENDPOINTS = (models, chat, completions, responses, anthropic_messages, anthropic_count, anthropic_models, generate,
-             interactive, pooling, rerank, ppl, tokens, health)  # fmt: skip
+             interactive, pooling, rerank, ppl, tokens, later, health)  # fmt: skip
 SCHEMAS = (
     ChatRequest, CompletionRequest, ResponsesRequest, MessagesRequest, CountRequest, GenerateRequest,
     InteractiveRequest, PoolingRequest, RerankRequest, PplRequest, EncodeRequest, TokenizeRequest, DetokenizeRequest,

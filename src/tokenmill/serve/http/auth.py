@@ -13,7 +13,7 @@ from tokenmill.errors import RequestError
 from tokenmill.serve.http.errors import error_response
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/version"})
-PAGES = frozenset({"/", "/ui"})
+PAGES = frozenset({"/", "/docs", "/redoc", "/ui"})
 
 
 class KeyRing:

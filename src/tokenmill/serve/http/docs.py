@@ -1,4 +1,4 @@
-"""The pages: `/`, every route with its schema and a form to try it, and `/ui`, a chat. Static files, no network."""
+"""The pages: `/` (`/docs`, `/redoc`), every route with a form to try it, and `/ui`, a chat. Static, no network."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ chat_router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
+@router.get("/docs")
+@router.get("/redoc")
 async def docs() -> Response:
     return _page("docs.html")
 

@@ -6,14 +6,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokenmill.errors import RequestError
 from tokenmill.serve.http.errors import error_response
-from tokenmill.serve.http.service import Service
+from tokenmill.serve.http.service import Phase, Service
 
 # Answered in every phase: they tell about the server, not about the model.
-ALWAYS = frozenset({"/", "/ui", "/openapi.json", "/health", "/health/live", "/health/ready", "/version", "/metrics"})
+ALWAYS = frozenset(
+    {
+        "/", "/docs", "/redoc", "/ui", "/openapi.json", "/metrics", "/version",
+        "/health", "/health/live", "/health/ready",
+    }
+)  # fmt: skip
+
+# Answered while the model sleeps: what steers the server, and what needs no more of a model than its text side.
+SLEEPING = frozenset(
+    {
+        "/sleep", "/wakeup", "/is_sleeping", "/abort_request", "/terminate", "/v1/models", "/anthropic/v1/models",
+        "/v1/messages/count_tokens", "/v1/encode", "/tokenize", "/detokenize", "/tokenizer_info",
+    }
+)  # fmt: skip
 
 
 class GateLayer:
-    """503 while loading or draining; 429 for new work while the queue is full, before its body is read."""
+    """503 while loading, asleep or draining; 429 for new work while the queue is full, before its body is read."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
@@ -23,7 +36,7 @@ class GateLayer:
         if scope["type"] != "http" or scope["path"] in ALWAYS:
             await self.app(scope, receive, send)
             return
-        refusal = self.service.refusal() or self._queue_refusal(scope)
+        refusal = self._refusal(scope) or self._queue_refusal(scope)
         if refusal is not None:
             await error_response(refusal, {"Connection": "close"})(scope, receive, send)
             return
@@ -32,6 +45,10 @@ class GateLayer:
             await self.app(scope, receive, send)
         finally:
             self.service.in_flight -= 1
+
+    def _refusal(self, scope: Scope) -> RequestError | None:
+        answered = self.service.phase is Phase.SLEEPING and scope["path"] in SLEEPING
+        return None if answered else self.service.refusal()
 
     def _queue_refusal(self, scope: Scope) -> RequestError | None:
         admission = self.service.admission

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from tokenmill import __version__
 from tokenmill.errors import RequestError
 from tokenmill.serve.http.errors import error_response
-from tokenmill.serve.http.service import service_of
+from tokenmill.serve.http.service import Phase, service_of
 
 router = APIRouter(tags=["health"])
 
@@ -16,8 +16,10 @@ router = APIRouter(tags=["health"])
 @router.get("/health", summary="Status of server and engine")
 async def health(request: Request) -> Response:
     ready, status, message = await service_of(request).health()
-    headers = {} if ready else {"Retry-After": "2"}
-    return JSONResponse({"status": status, "message": message}, 200 if ready else 503, headers)
+    # A server that sleeps is well; whether it takes work, /health/ready says.
+    well = ready or status == Phase.SLEEPING
+    headers = {} if well else {"Retry-After": "2"}
+    return JSONResponse({"status": status, "message": message}, 200 if well else 503, headers)
 
 
 @router.get("/health/live", summary="200 while the process answers")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from starlette.requests import Request
 
@@ -26,10 +27,11 @@ from tokenmill.types import Chunk, Finish, TextRequest
 
 
 class Phase(StrEnum):
-    """Where a server is in its life. Only READY takes work."""
+    """Where a server is in its life. Only READY takes work; one that sleeps answers what needs no engine."""
 
     LOADING = "initializing"
     READY = "healthy"
+    SLEEPING = "sleeping"
     DRAINING = "draining"
 
 
@@ -64,6 +66,7 @@ class Service:
         self.live: set[str] = set()
         self.sessions: dict[int, Job] = {}
         self.conversations = Conversations()
+        self._steering = asyncio.Lock()
         self._engine: TextEngine | None = None
         self._admission: Admission | None = None
         self._metrics: Metrics | None = None
@@ -98,8 +101,30 @@ class Service:
             raise RequestError("the model is still loading; try again later", 503, code="loading")
         return self._metrics
 
+    async def sleep(self, level: int) -> None:
+        """No new work, what runs ends with the reason `abort`, and the engine gives its memory back."""
+        async with self._steering:
+            await self._steer(self.engine.sleep(level))
+
+    async def wakeup(self, tags: tuple[str, ...]) -> None:
+        """Wakes the parts named (all where none is); work is taken once everything is awake."""
+        async with self._steering:
+            await self._steer(self.engine.wakeup(tags))
+
+    async def _steer(self, order: Coroutine[Any, Any, None]) -> None:
+        """Refuses work before the engine does, and takes it again where the engine, whatever it said, is awake."""
+        if self.phase is Phase.READY:
+            self.phase = Phase.SLEEPING
+        try:
+            await order
+        finally:
+            if self.phase is Phase.SLEEPING and not (await self.engine.stats()).asleep:
+                self.phase = Phase.READY
+
     def refusal(self) -> RequestError | None:
         """Why no work is taken now, if so."""
+        if self.phase is Phase.SLEEPING:
+            return RequestError("the model sleeps; POST /wakeup wakes it", 503, code="sleeping")
         if self.phase is Phase.LOADING:
             return RequestError("the model is still loading; try again later", 503, code="loading")
         if self.phase is Phase.DRAINING:
@@ -119,7 +144,9 @@ class Service:
                 return False, "unhealthy", "the engine is not running"
 
     async def pulse(self) -> Pulse:
-        """Whether the engine lives; known within a second."""
+        """Whether the engine lives; known within a second. One that falls asleep or wakes may take its time."""
+        if self._steering.locked():
+            return Pulse.GOOD
         try:
             async with asyncio.timeout(0.8):
                 stats = await self.engine.stats()

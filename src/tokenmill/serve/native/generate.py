@@ -19,7 +19,7 @@ from tokenmill.serve.http.sse import EventStream, event
 from tokenmill.serve.native.convert import completion_of, one_job
 from tokenmill.serve.native.interactive import answer_interactive
 from tokenmill.serve.native.schema import GenerateRequest, InteractiveRequest
-from tokenmill.serve.openai.collect import Collected, collect, finite
+from tokenmill.serve.openai.collect import Collected, collect, logprob_pairs
 from tokenmill.serve.openai.describe import body_of
 from tokenmill.types import Finish, TextLogprob, Usage
 
@@ -60,7 +60,7 @@ def _answer(
     meta: dict[str, Any] = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
                             "finish_reason": reason}  # fmt: skip
     if logprobs is not None:
-        meta["output_token_logprobs"] = [[finite(entry.logprob), entry.token_id] for entry in logprobs]
+        meta |= logprob_pairs(logprobs)
     return {"text": text, "output_ids": ids, "meta_info": meta}
 
 

@@ -16,7 +16,7 @@ from tokenmill.serve.http.deadline import timeout_of
 from tokenmill.serve.http.disconnect import unless_gone
 from tokenmill.serve.http.service import Job, Service, service_of
 from tokenmill.serve.http.sse import EventStream, event
-from tokenmill.serve.openai.collect import Collected, answer_ids, chat_logprobs, collect, usage_body
+from tokenmill.serve.openai.collect import Collected, answer_ids, chat_logprobs, collect, logprob_pairs, usage_body
 from tokenmill.serve.openai.convert import chat_job
 from tokenmill.serve.openai.describe import body_of
 from tokenmill.serve.openai.schema import ChatRequest
@@ -27,10 +27,12 @@ router = APIRouter(tags=["openai"])
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the answer is to look."""
+    """How the answer is to look. `logprobs` in OpenAI's shape, `pairs`: [log-probability, id] of each token."""
 
     include_usage: bool
     ids: bool
+    logprobs: bool
+    pairs: bool
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation", openapi_extra=body_of(ChatRequest))
@@ -40,7 +42,7 @@ async def chat_completions(request: Request) -> Response:
     service.metrics.unknown_fields.inc(unknown)
     job = chat_job(body, service.engine, service.options, timeout_of(request, service.options))
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    form = Form(include_usage, bool(body.return_token_ids))
+    form = Form(include_usage, bool(body.return_token_ids), bool(body.logprobs), bool(body.return_logprob))
     if body.stream:
         return EventStream(_events(service, job, form), service.options.limits.ping_s)
     answer = await unless_gone(request.receive, _answer(service, job, form))
@@ -56,13 +58,13 @@ async def _answer(service: Service, job: Job, form: Form) -> dict[str, Any]:
         "created": job.created,
         "model": job.model,
         "service_tier": None,
-        "choices": [_choice(index, choice, job, form) for index, choice in enumerate(choices)],
+        "choices": [_choice(index, choice, form) for index, choice in enumerate(choices)],
         "usage": usage_body([choices[0].usage], [choice.usage for choice in choices]),
         **prompt,
     }
 
 
-def _choice(index: int, choice: Collected, job: Job, form: Form) -> dict[str, Any]:
+def _choice(index: int, choice: Collected, form: Form) -> dict[str, Any]:
     text = "".join(choice.text)
     calls = [choice.calls[place] for place in sorted(choice.calls)]
     return {
@@ -73,9 +75,10 @@ def _choice(index: int, choice: Collected, job: Job, form: Form) -> dict[str, An
             "reasoning_content": "".join(choice.reasoning) or None,
             "tool_calls": calls or None,
         },
-        "logprobs": chat_logprobs(choice.logprobs) if job.requests[0].logprobs else None,
+        "logprobs": chat_logprobs(choice.logprobs) if form.logprobs else None,
         "finish_reason": choice.finish_reason,
         **(answer_ids(choice.token_ids) if form.ids else {}),
+        **(logprob_pairs(choice.logprobs) if form.pairs else {}),
     }
 
 
@@ -106,8 +109,10 @@ def _piece(index: int, chunk: Chunk, form: Form) -> dict[str, Any] | None:
     if not said and not (form.ids and (chunk.token_ids or chunk.prompt_ids)):
         return None
     piece: dict[str, Any] = {"index": index, "delta": _delta(chunk)}
-    if chunk.logprobs:
+    if chunk.logprobs and form.logprobs:
         piece["logprobs"] = chat_logprobs(chunk.logprobs)
+    if chunk.logprobs and form.pairs:
+        piece |= logprob_pairs(chunk.logprobs)
     if form.ids:
         piece |= answer_ids(chunk.token_ids)
         if chunk.prompt_ids is not None:

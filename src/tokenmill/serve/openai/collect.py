@@ -111,5 +111,10 @@ def chat_logprobs(logprobs: list[TextLogprob] | tuple[TextLogprob, ...]) -> dict
     return {"content": [{**_entry(item), "top_logprobs": [_entry(top) for top in item.top]} for item in logprobs]}
 
 
+def logprob_pairs(logprobs: list[TextLogprob] | tuple[TextLogprob, ...]) -> dict[str, Any]:
+    """What LMDeploy's `return_logprob` asks for."""
+    return {"output_token_logprobs": [[finite(item.logprob), item.token_id] for item in logprobs]}
+
+
 def _entry(item: TextLogprob) -> dict[str, Any]:
     return {"token": item.token, "logprob": finite(item.logprob), "bytes": list(item.token_bytes)}

@@ -33,12 +33,13 @@ def chat_job(body: ChatRequest, engine: TextEngine, options: ServerOptions, time
         _request("chatcmpl", body, engine, timeout_s),
         prompt=prompt,
         chat=chat,
-        logprobs=bool(body.logprobs),
+        logprobs=bool(body.logprobs or body.return_logprob),
         top_logprobs=body.top_logprobs or 0,
         tools=wish.tools,
         tool_choice=wish.choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         template_options=_template_options(body),
+        thinking_budget=body.thinking_budget if body.thinking_token_budget is None else body.thinking_token_budget,
     )
     return _job(body, [request], least_tokens=1)
 
@@ -76,6 +77,10 @@ def check_common(body: Generation, engine: TextEngine, options: ServerOptions) -
         raise _refuse("best_of other than n is not supported; leave it out", "best_of")
     if (body.n or 1) > 1 and _session(body) is not None:
         raise _refuse("n above 1 cannot go with a session_id", "n")
+    if body.return_routed_experts:
+        raise _refuse("routed experts are not returned by this server; leave it out", "return_routed_experts")
+    if body.repetition_ngram_size:
+        raise _refuse("repetition_ngram_size is not supported; use repetition_penalty", "repetition_ngram_size")
     if body.chat_template is not None:
         raise RequestError("a chat_template in a request is not accepted", 403, param="chat_template")
 
@@ -177,8 +182,15 @@ def _stop_ids(body: Generation, limits: TextLimits) -> tuple[int, ...]:
     return ids
 
 
-def _chat_prompt(body: ChatRequest, limits: TextLimits) -> tuple[str | tuple[Message, ...], bool]:
-    """A string goes to the model as it is, without the chat template, as LMDeploy has it."""
+def _chat_prompt(body: ChatRequest, limits: TextLimits) -> tuple[str | tuple[int, ...] | tuple[Message, ...], bool]:
+    """A string goes to the model as it is, without the chat template, as LMDeploy has it; so do ids."""
+    if body.input_ids is not None:
+        if body.messages is not None:
+            raise _refuse("input_ids cannot be combined with messages; leave one of them out", "input_ids")
+        check_ids(tuple(body.input_ids), limits)
+        return tuple(body.input_ids), False
+    if body.messages is None:
+        raise _refuse("messages: a conversation is needed", "messages")
     if isinstance(body.messages, str):
         return body.messages, False
     messages = tuple(plain_message(message, limits) for message in body.messages)

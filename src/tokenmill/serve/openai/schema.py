@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 INT64_MAX = (1 << 63) - 1
 MAX_PROMPTS = 64
 MAX_STOPS = 16
 
-Name = Annotated[str, Field(max_length=128, pattern=r"^[\x20-\x7e]*$")]
+def _plain(value: str) -> str:
+    if not (value.isascii() and (value.isprintable() or not value)):
+        raise ValueError("only printable ASCII characters are accepted, as such names go into keys and logs; encode it")
+    return value
+
+
+Name = Annotated[str, Field(max_length=128), AfterValidator(_plain)]
 
 
 class Model(BaseModel):
@@ -70,6 +76,9 @@ class Generation(Model):
     chat_template: str | None = None
     response_format: dict[str, Any] | None = None
     return_token_ids: bool | None = None
+    return_routed_experts: bool | None = None
+    repetition_ngram_size: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    repetition_ngram_threshold: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
 
 
 def _shape(value: Any) -> str:
@@ -104,8 +113,18 @@ Messages = Annotated[
 ]
 
 
+Budget = Annotated[int, Field(ge=0, le=INT64_MAX)]
+
+
 class ChatRequest(Generation):
-    messages: Messages
+    """`thinking_token_budget` is vLLM's name for the most tokens of reasoning, `thinking_budget` Qwen's.
+
+    `input_ids` stand in for messages, which are then left out, or empty as LMDeploy's clients send them.
+    """
+
+    messages: Messages | None = None
+    input_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    return_logprob: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = Field(None, max_length=128)
@@ -114,7 +133,17 @@ class ChatRequest(Generation):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "max"] | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=32)
     enable_thinking: bool | None = None
+    thinking_token_budget: Budget | None = None
+    thinking_budget: Budget | None = None
     do_preprocess: bool | None = None
+
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ids_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("input_ids") is not None and not value.get("messages"):
+            return {name: item for name, item in value.items() if name != "messages"}
+        return value
 
 
 Prompt = str | tuple[int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -40,6 +41,18 @@ def chat_request(body: ResponsesRequest) -> ChatRequest:
         return ChatRequest.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False, include_input=False)) from None
+
+
+@contextmanager
+def told_as_input() -> Iterator[None]:
+    """What is wrong with the messages is wrong with what the client knows as `input`."""
+    try:
+        yield
+    except RequestError as error:
+        if error.param is None or error.param.split(".")[0] != "messages":
+            raise
+        param = error.param.replace("messages", "input", 1)
+        raise RequestError(str(error), error.status, param=param, code=error.code) from error
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +100,28 @@ def _message(item: Item) -> dict[str, Any]:
             400, param="input", code="invalid_prompt",
         )
     role = "system" if item.role == "developer" else item.role
-    return {"role": role, "content": _text(item.content)}
+    return {"role": role, "content": _content(item.content)}
+
+
+def _content(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Text, or parts where some are images."""
+    if isinstance(content, str) or all(part.get("type") != "input_image" for part in content):
+        return _text(content)
+    return [
+        _image(part) if part.get("type") == "input_image" else {"type": "text", "text": _text([part])}
+        for part in content
+    ]
+
+
+def _image(part: dict[str, Any]) -> dict[str, Any]:
+    """Theirs names the address beside the type; files kept for a client are a memory we do not have."""
+    url, detail = part.get("image_url"), part.get("detail")
+    if not isinstance(url, str) or part.get("file_id") is not None:
+        raise RequestError(
+            "an input_image needs an image_url (https: or data:); a file_id means nothing here, as no files are kept",
+            400, param="input",
+        )
+    return {"type": "image_url", "image_url": {"url": url} | ({"detail": detail} if detail is not None else {})}
 
 
 def _text(content: str | list[dict[str, Any]]) -> str:
@@ -95,5 +129,5 @@ def _text(content: str | list[dict[str, Any]]) -> str:
         return content
     for part in content:
         if part.get("type") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise RequestError("content parts must be of type input_text or output_text", 400, param="input")
+            raise RequestError("content parts are of type input_text, output_text or input_image", 400, param="input")
     return "\n".join(part["text"] for part in content)

@@ -17,7 +17,7 @@ from tokenmill.serve.openai.collect import collect
 from tokenmill.serve.openai.convert import chat_job
 from tokenmill.serve.openai.describe import body_of
 from tokenmill.serve.responses.answer import Asked, whole
-from tokenmill.serve.responses.convert import chat_request
+from tokenmill.serve.responses.convert import chat_request, told_as_input
 from tokenmill.serve.responses.events import Numbered, events, framing
 from tokenmill.serve.responses.schema import ResponsesRequest
 
@@ -29,7 +29,8 @@ async def create_response(request: Request) -> Response:
     service = service_of(request)
     body, unknown = await read_json(request, ResponsesRequest)
     service.metrics.unknown_fields.inc(unknown)
-    job = chat_job(chat_request(body), service.engine, service.options, timeout_of(request, service.options))
+    with told_as_input():
+        job = chat_job(chat_request(body), service.engine, service.options, timeout_of(request, service.options))
     asked = Asked(replace(job, id="resp_" + job.id.rpartition("-")[2]), body)
     if body.stream:
         number = Numbered()

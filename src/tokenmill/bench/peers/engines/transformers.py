@@ -96,7 +96,7 @@ def plain_model(folder: str) -> Any:
     from tokenmill.models.twin import load_twin
 
     try:
-        AutoConfig.from_pretrained(folder)
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError):
         return load_twin(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
