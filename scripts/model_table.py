@@ -104,6 +104,8 @@ The template is the tiny folder's own (ChatML); builtin templates are compared w
   `tests/cpu/test_families.py`. So is the 13B Baichuan's ALiBi.
 - `deepseek_v2`, `deepseek_v3` keep one latent a token in the cache; it is not quantized.
 - `gpt_oss` has MXFP4 experts, compared with transformers' own unpacking in `tests/cpu/test_experts.py`.
+- Families with images: what is not in their rows is the row's of the family named last. `lite` quantizes that part
+  where it quantizes that family (Gemma's it does not); tests of it are named in `docs/rooms/vision.md`.
 - No real weights are available where this page is made: its figures say that the arithmetic is right, not how a
   released checkpoint answers.
 """

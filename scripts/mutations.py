@@ -118,6 +118,7 @@ BUGS = (
     Bug("a cut image starts anew", "images.py", "image.digest, first - image.offset,", "image.digest, 0,"),
     Bug("an image that has no room is run", "planner.py", "return image.offset - start", "return count"),
     Bug("a failed image stays", "committer.py", "                self.desk.images.forget(seq.request.media)\n", ""),
+    Bug("a chunk cuts an image that sees ahead", "planner.py", "self.capacity.ahead and count > 0", "False"),
     Bug("text behind a grid counts its vectors", "images.py", "shift += max(image.grid) - image.num_tokens", "pass"),
     Bug("answers behind a grid count its vectors", "planner.py", "turn_shift=shift_of(request.media)", "turn_shift=0"),
     Bug("a cut grid starts anew", "images.py", "order - image.offset", "order - max(start, image.offset)"),

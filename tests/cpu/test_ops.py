@@ -63,4 +63,4 @@ def test_cpu_attention_leaves_to_the_reference_only_what_it_must(case, monkeypat
     monkeypatch.setattr(module, "reference", lambda *arguments: called.append(1) or reference(*arguments))
     call = case.make(CPU)
     assert call.error(module.attention(*call.arguments)) <= case.tolerance
-    assert bool(called) == case.name.startswith(("padded", "window", "softcap", "alibi", "sinks"))
+    assert bool(called) == case.name.startswith(("padded", "window", "softcap", "alibi", "sinks", "ahead"))

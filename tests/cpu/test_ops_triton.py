@@ -74,7 +74,7 @@ def types(dtype: str, weight: str = "*i16", cache: tuple[str, str] = ("*u8", "*f
     model = dict.fromkeys(("x", "norm", "residual", "out", "q", "q_norm", "k_norm", "qkv", "zeros"), f"*{dtype}")
     singles = ("sums", "scratch", "bias", "squares", "cos", "sin", "logn", "marks", "slopes", "sinks")
     fp32 = dict.fromkeys(singles, "*fp32")
-    ints = dict.fromkeys(("counters", "tables", "rows", "positions", "starts"), "*i32")
+    ints = dict.fromkeys(("counters", "tables", "rows", "positions", "starts", "ends"), "*i32")
     planes = {"k": cache[0], "v": cache[0], "k_params": cache[1], "v_params": cache[1]}
     pointers = {**model, **fp32, **ints, **planes, "w": weight, "scales": "*fp16", "writes": "*i64"}
     sizes = dict.fromkeys(("T", "N", "M", "F", "stride", "num_blocks", "num_rows", "window", "steps", "splits"), "i32")
@@ -117,8 +117,8 @@ def test_attention_and_its_start_compile_for_hopper_without_a_gpu(cache):
     sizes = {"G": 8, "GROUP": 4, "K": 128, "S": 64, "KIND": cache, "ROTATE": cache == 2, "MIXED": True}
     sizes |= dict.fromkeys(("WINDOW", "SOFTCAP", "ALIBI", "SINKS"), cache == 0)
     blocks = {"ASM": True, "EARLY": True, "BLOCK_G": 4, "BLOCK_H": 64, "BLOCK_L": 64}
-    single = {"CHUNKS": False, "SPLIT": True, "TOKENS": 1, "BLOCK_Q": 16}
-    chunk = {"CHUNKS": True, "SPLIT": False, "TOKENS": 16, "BLOCK_Q": 64}
+    single = {"CHUNKS": False, "AHEAD": False, "SPLIT": True, "TOKENS": 1, "BLOCK_Q": 16}
+    chunk = {"CHUNKS": True, "AHEAD": cache < 2, "SPLIT": False, "TOKENS": 16, "BLOCK_Q": 64}
     assert compile_for_hopper(attention._attend, given, {**sizes, **blocks, **single})
     assert compile_for_hopper(attention._attend, given, {**sizes, **blocks, **chunk})
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.support.pictures import picture
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
     get_optimal_tiled_canvas,
 )
 
+from tokenmill.models.llava import MEAN as CLIP_MEAN
+from tokenmill.models.llava import STD as CLIP_STD
+from tokenmill.vision.crop import Crop
 from tokenmill.vision.tiles import Tiling, best_grid, count_tiles, cut, scale_table
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,3 +55,14 @@ def test_grids_of_many_sizes() -> None:
 )  # fmt: skip
 def test_tiles_of_published_examples(width: int, height: int, most: int, tiles: int) -> None:
     assert count_tiles(width, height, Tiling(max_tiles=most)) == tiles
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 45), (56, 56), (30, 31), (190, 108), (50, 101), (400, 57), (7, 90)])
+def test_crops_equal_transformers(width: int, height: int) -> None:
+    theirs = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    image = picture(width, height, width)
+    wanted = theirs(image, return_tensors="np")["pixel_values"]
+    tiles, grid = Crop(56).cut(image)
+    table = scale_table(CLIP_MEAN, CLIP_STD)
+    ours = np.stack([table[channel][tiles[..., channel]] for channel in range(3)], 1)
+    assert grid == () and np.array_equal(ours, wanted)

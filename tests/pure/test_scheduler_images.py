@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 from tests.support.workloads import POISON, VOCAB, Harness, Workload
 
 from tokenmill.config import SchedulerConfig
-from tokenmill.engine.contract import Capacity, KVGroup, StepPlan
+from tokenmill.engine.contract import Capacity, KVGroup, StepCost, StepPlan
 from tokenmill.engine.fake import FakePending
 from tokenmill.errors import RequestError
 from tokenmill.types import Finish, MediaRef, Request, Sampling, Stop
@@ -91,6 +92,51 @@ def test_images_of_a_row_that_was_not_finite_are_dropped() -> None:
     made.run()
     assert made.answers[0].finish is Finish.ERROR and made.answers[1].finish is Finish.LENGTH
     assert made.runner.encoded == 2
+
+
+WHOLE = replace(PICTURES, ahead=True, tile_tokens=6, encoder_cache_bytes=6 * 8 * 2, max_step_tokens=10)
+
+
+def test_no_chunk_ends_within_an_image_whose_tokens_see_each_other() -> None:
+    """It ends before the image, or behind it where the image fits as well."""
+    made = harness(WHOLE, [(0, with_images("a", 30, ("x", 6, 6), ("y", 13, 6)))])
+    seen = plans_of(made)
+    made.run()
+    chunks = [row for plan in seen for row in plan.rows if row.tokens is not None]
+    assert [(row.start, row.num_tokens) for row in chunks] == [(0, 6), (6, 7), (13, 10), (23, 7)]
+
+
+def test_a_target_of_time_gives_way_to_an_image() -> None:
+    """Beside running rows a chunk is kept short, but an image that began is run whole."""
+    slow = replace(WHOLE, max_step_tokens=16, cost=StepCost(step_us=100, row_us=1, token_us=100))
+    requests = [(0, Request("a", (5, 6, 7), GREEDY, Stop(40))), (4, with_images("b", 20, ("x", 2, 6), ("y", 9, 6)))]
+    config = SchedulerConfig(overlap=True, itl_target_ms=0.3)
+    made = Harness(Workload(slow, config, True, requests, {}), check_every=1)
+    seen = plans_of(made)
+    made.run()
+    chunks = [row for plan in seen for row in plan.rows if row.tokens is not None][1:]
+    assert [(row.start, row.num_tokens) for row in chunks] == [(0, 8), (8, 7), (15, 4), (19, 1)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_images_stay_whole_under_any_pressure(seed: int) -> None:
+    """Few blocks, little room for vectors, shared prefixes, preemption: the runner refuses a chunk that cuts one."""
+    rng = Random(seed)
+    blocks, rows = rng.choice([14, 18, 64]), rng.choice([1, 2, 4])
+    capacity = replace(
+        WHOLE, groups=(KVGroup("full", 2, 4, blocks, blocks),), max_rows=rows,
+        max_step_tokens=rows + rng.choice([6, 9]), encoder_cache_bytes=6 * 8 * rng.choice([1, 2, 3]),
+    )  # fmt: skip
+    requests = []
+    for number in range(7):
+        first = rng.randrange(4)
+        images = [(rng.choice("xyz"), first, 6), (rng.choice("xyz"), first + 6 + rng.choice([0, 1, 5]), 6)]
+        name, prompt = str(number), images[-1][1] + 6 + rng.randrange(6)
+        requests.append((rng.randrange(20), with_images(name, prompt, *images[: rng.choice([1, 2])])))
+    made = harness(capacity, sorted(requests, key=lambda one: one[0]))
+    made.run()
+    # A drawn token may be the one that this model ends with an error on.
+    assert len(made.answers) == 7 and all(one.finish in (Finish.LENGTH, Finish.ERROR) for one in made.answers.values())
 
 
 def test_a_grid_turns_its_tokens_and_what_stands_behind_it() -> None:

@@ -94,6 +94,8 @@ class Codec:
 
     def _chat_ids(self, messages: tuple[Message, ...], tools: tuple[Message, ...], options: Any) -> tuple[int, ...]:
         text = self.template.render(messages, tools, options)
+        if self.images is not None:
+            text = self.images.facts.words.spread(text)
         return tuple(self.tokenizer.encode(text, self.template.special_tokens))
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ _TOOL_ALIASES = {
 _REASONING_ALIASES = {
     "default": "think_tags", "qwen-qwq": "think_tags", "intern-s1": "think_tags", "deepseek-r1": "think_tags",
     "qwen3": "think_tags", "deepseek-v3.2": "deepseek_v32", "deepseek-v4": "deepseek_v32",
+    "gpt-oss": "harmony", "openai_gptoss": "harmony",
 }  # fmt: skip
 
 
@@ -32,12 +33,12 @@ class ParserNames:
 
 
 def parser_names(tools: str | None, reasoning: str | None, vocabulary: Vocabulary) -> ParserNames:
-    """What the user asked for; without a wish, tool calls are read where the tokenizer has a dialect's tags.
+    """What the user asked for; without a wish, calls and channels are read where the tokenizer has a dialect's tags.
 
     Raises ConfigError on a name that is not there.
     """
-    if tools is None:
-        tools = _spoken(vocabulary)
+    tools = _spoken(TOOLS, vocabulary) if tools is None else tools
+    reasoning = _spoken(REASONING, vocabulary) if reasoning is None else reasoning
     return ParserNames(_checked(TOOLS, tools, _TOOL_ALIASES), _checked(REASONING, reasoning, _REASONING_ALIASES))
 
 
@@ -55,9 +56,9 @@ def parsers_for(names: ParserNames, request: TextRequest, vocabulary: Vocabulary
     return Parsers(reasoning, tools, keep)
 
 
-def _spoken(vocabulary: Vocabulary) -> str | None:
+def _spoken(package: str, vocabulary: Vocabulary) -> str | None:
     """The dialect whose signs the tokenizer holds, the one with most of them where several do."""
-    signs = {name: tuple(find.load(TOOLS, name).SIGNS) for name in find.names(TOOLS)}
+    signs = {name: tuple(getattr(find.load(package, name), "SIGNS", ())) for name in find.names(package)}
     held = [n for n, tags in signs.items() if tags and all(vocabulary.token_id(tag) is not None for tag in tags)]
     return max(held, key=lambda name: len(signs[name]), default=None)
 

@@ -22,7 +22,8 @@ def thinking_of(request: TextRequest, names: ParserNames, vocabulary: Vocabulary
     close_id, module = None, None
     if request.chat and names.reasoning is not None:
         module = find.load(REASONING, names.reasoning)
-        close_id = vocabulary.token_id(module.TAGS[1])
+        # Channels (harmony) have more tags than a pair, and none that ends reasoning alone.
+        close_id = vocabulary.token_id(module.TAGS[1]) if len(module.TAGS) == 2 else None
     if module is None or close_id is None:
         if request.thinking_budget is not None:
             raise RequestError(

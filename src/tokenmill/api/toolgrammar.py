@@ -14,6 +14,7 @@ from tokenmill import find
 from tokenmill.api.parsers import REASONING, TOOLS, ParserNames
 from tokenmill.errors import RequestError
 from tokenmill.grammar.calls import call_text
+from tokenmill.parse.reasoning.think_tags import CLOSE
 from tokenmill.types import GrammarSpec, Message, TextRequest
 
 TOOL_CALLS = "tool_calls"
@@ -59,5 +60,8 @@ def _schema(function: dict[str, Any], free: bool) -> dict[str, Any]:
 def _thinks(request: TextRequest, names: ParserNames) -> str:
     if names.reasoning is None:
         return ""
-    inside = find.load(REASONING, names.reasoning).starts_inside(request.template_options)
-    return "inside" if inside else "may"
+    module = find.load(REASONING, names.reasoning)
+    # The grammar knows reasoning between think tags only.
+    if CLOSE not in module.TAGS:
+        return ""
+    return "inside" if module.starts_inside(request.template_options) else "may"

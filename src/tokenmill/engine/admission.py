@@ -85,6 +85,8 @@ def _check_media(request: Request, capacity: Capacity) -> None:
 
 
 def _is_whole(image: MediaRef, capacity: Capacity) -> bool:
+    if capacity.ahead:
+        return not image.grid and image.num_tokens == capacity.tile_tokens
     if capacity.grids:
         return len(image.grid) == 2 and min(image.grid) > 0 and prod(image.grid) == image.num_tokens
     return not image.grid and image.num_tokens > 0 and image.num_tokens % capacity.tile_tokens == 0

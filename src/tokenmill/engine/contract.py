@@ -89,7 +89,8 @@ class Capacity:
     of `tile_tokens` vectors of `vector_bytes` each, `encoder_cache_bytes` in all (0: text only). `salt` names
     everything but the tokens that decides a block's content (KV kind, weights version) and goes into every block key.
     `generates`: False where a model has no logits, only a score of a prompt. `grids`: an image has rows and columns, by
-    which its tokens are turned; it may end within a tile, and text behind it goes on from its longer side.
+    which its tokens are turned; it may end within a tile, and text behind it goes on from its longer side. `ahead`: an
+    image's tokens see each other, so that no chunk may end within one.
     """
 
     groups: tuple[KVGroup, ...]
@@ -106,6 +107,7 @@ class Capacity:
     salt: str = ""
     generates: bool = True
     grids: bool = False
+    ahead: bool = False
 
     @property
     def image_tiles(self) -> int:

@@ -251,6 +251,8 @@ class FakeRunner:
                 refuse(f"vectors of image {part.digest} that are not there")
             if not 0 <= part.offset <= row.num_tokens - part.count:
                 refuse("an image that does not lie in its row")
+            if self._capacity.ahead and part.start + part.count != self.images[part.digest]:
+                refuse("a chunk that ends within an image whose tokens see each other")
 
     # ---- the arithmetic
 

@@ -89,6 +89,15 @@ def embeds_of(media: tuple[MediaRef, ...], start: int, end: int) -> tuple[Embeds
     return tuple(found)
 
 
+def uncut(media: tuple[MediaRef, ...], start: int, count: int, most: int) -> int:
+    """The length, up to `most`, of a chunk of about `count` positions that ends within no picture; 0: there is none."""
+    end = start + count
+    for image in overlapping(media, end, end + 1):
+        behind = image.offset + image.num_tokens - start
+        return count if image.offset == end else behind if behind <= most else max(image.offset - start, 0)
+    return count
+
+
 def turns_of(media: tuple[MediaRef, ...], start: int, end: int) -> I32 | None:
     """What positions [start, end) are turned by along time, rows and columns, int32 [3, end - start].
 

@@ -15,7 +15,7 @@ import numpy as np
 from tokenmill.engine.budget import Budget
 from tokenmill.engine.contract import I32, I64, NO_I32, Capacity, Row, SlotInit, StepPlan
 from tokenmill.engine.desk import Decoders, Desk
-from tokenmill.engine.images import embeds_of, overlapping, shift_of, turns_of
+from tokenmill.engine.images import embeds_of, overlapping, shift_of, turns_of, uncut
 from tokenmill.engine.sequence import LOGPROBS, OVER_PROMPT, PROMPT_LOGPROBS, STEADY, Sequence
 from tokenmill.engine.state import NEVER
 from tokenmill.engine.tables import Hit
@@ -211,16 +211,16 @@ class Planner:
         """The next piece of a prompt, as long as budget and blocks allow."""
         state, slot = self.state, seq.slot
         start, total = int(state.queued[slot]), int(state.known[slot])
-        count = draft.budget.chunk(total - start, start)
+        count = self._whole(seq, start, draft.budget.chunk(total - start, start), draft.budget.tokens)
         if count <= 0:
             return
         one = np.asarray([slot])
         if self.tables.windowed:
             self.tables.drop_behind(one, np.asarray([start]))
-        while (room := self.tables.room(slot) - start) <= 0:
+        while (fits := self._whole(seq, start, count, self.tables.room(slot) - start)) <= 0:
             if not self._preempt_younger(seq):
                 return
-        count = self._up_to_images(seq, start, min(count, room))
+        count = self._up_to_images(seq, start, fits)
         if count <= 0:
             return
         self.tables.cover(one, np.asarray([start + count]))
@@ -228,6 +228,12 @@ class Planner:
         state.queued[slot] = start + count
         draft.budget.spend(count, start)
         self._write_chunk(seq, draft, start, count)
+
+    def _whole(self, seq: Sequence, start: int, wanted: int, most: int) -> int:
+        """How much of a chunk of `wanted` fits into `most` tokens. One that would end within an image whose tokens see
+        each other ends behind it if that fits, whatever the time it takes, else before it."""
+        count = min(wanted, most)
+        return uncut(seq.request.media, start, count, most) if self.capacity.ahead and count > 0 else count
 
     def _up_to_images(self, seq: Sequence, start: int, count: int) -> int:
         """How much of a chunk may run: up to the first image for which the step's other images leave no room."""

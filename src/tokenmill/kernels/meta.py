@@ -38,6 +38,8 @@ class RowMeta:
     max_row_tokens, max_context: bounds of this bucket. all_single: every row has one token (a fact of the bucket).
     chunks: rows of more than one token, where the runner knows them on the host (eager steps); rows before the first of
     them have one token or none. None: ops pad every row to `max_row_tokens`, which captures but costs memory.
+    ends_T int32: the last place of its row that each token sees, at or ahead of its own position and within the row's
+    context; a window still ends what it sees behind. None: every token sees up to itself.
     """
 
     starts_R1: Tensor
@@ -55,6 +57,7 @@ class RowMeta:
     max_context: int
     all_single: bool
     chunks: tuple[ChunkRow, ...] | None = None
+    ends_T: Tensor | None = None
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""A vision transformer over square tiles: patches, CLS and position, then blocks with LayerScale. No causal mask.
+"""A vision transformer over square tiles: patches, CLS and position, then blocks. No causal mask.
 
 N tiles, S tokens of a tile (CLS first), D hidden, H heads, K head dim, F ffn, P pixels of a patch in all channels.
 Weights are whole on every rank: each rank encodes every tile.
@@ -6,7 +6,9 @@ Weights are whole on every rank: each rank encodes every tile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +23,9 @@ from tokenmill.weights.classes import Dense
 @dataclass(frozen=True, slots=True)
 class VitArch:
     """`norm`: layer_norm or rms_norm. `qk_norm`: RMSNorm of q and k over all heads at once. `run_layers`: of those on
-    disk, how many are run."""
+    disk, how many are run. `activation`: a key of ACTIVATIONS. `layer_scale`: a factor for each channel on what a half
+    block adds. `patch_bias`: of the patches' linear. `cls`: a token of its own before the patches'. `first_norm`: a
+    norm before the blocks; `last_norm`: one behind them."""
 
     hidden_size: int
     ffn_size: int
@@ -34,6 +38,12 @@ class VitArch:
     qk_norm: bool
     qkv_bias: bool
     run_layers: int
+    activation: str = "gelu"
+    layer_scale: bool = True
+    patch_bias: bool = True
+    first_norm: bool = False
+    cls: bool = True
+    last_norm: bool = False
 
     @property
     def side(self) -> int:
@@ -43,12 +53,27 @@ class VitArch:
 
 @dataclass(frozen=True, slots=True)
 class VitNames:
-    """Where a checkpoint keeps what. `layer` has one place for the layer's index and ends in a dot."""
+    """Where a checkpoint keeps what. `layer` has one place for the layer's index and ends in a dot. `cls`,
+    `first_norm`, `last_norm`: where the arch has one. Names within a layer are `VitBlock`'s; `weights/renamed.py`
+    serves checkpoints with others."""
 
     cls: str
     patch: str
     position: str
     layer: str
+    first_norm: str = ""
+    last_norm: str = ""
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
 
 
 class TileNorm:
@@ -72,11 +97,11 @@ def whole_linear(loader: Loader, name: str, N: int, M: int, bias: bool = True) -
 
 
 class VitBlock:
-    """x += ls1 * attention(norm1(x)); x += ls2 * mlp(norm2(x))."""
+    """x += ls1 * attention(norm1(x)); x += ls2 * mlp(norm2(x)); both factors are 1 without layer scale."""
 
     def __init__(self, loader: Loader, a: VitArch, prefix: str):
         D, F = a.hidden_size, a.ffn_size
-        self.num_heads = a.num_heads
+        self.num_heads, self.activation = a.num_heads, ACTIVATIONS[a.activation]
         self.norm1 = TileNorm(loader, f"{prefix}norm1", D, a.norm, a.eps)
         self.norm2 = TileNorm(loader, f"{prefix}norm2", D, a.norm, a.eps)
         self.qkv = whole_linear(loader, f"{prefix}attn.qkv", 3 * D, D, a.qkv_bias)
@@ -85,12 +110,15 @@ class VitBlock:
         self.proj = whole_linear(loader, f"{prefix}attn.proj", D, D)
         self.fc1 = whole_linear(loader, f"{prefix}mlp.fc1", F, D)
         self.fc2 = whole_linear(loader, f"{prefix}mlp.fc2", D, F)
-        self.ls1, self.ls2 = (loader.vector(f"{prefix}{name}", D) for name in ("ls1", "ls2"))
+        self.scales = [loader.vector(f"{prefix}{name}", D) for name in ("ls1", "ls2") if a.layer_scale]
 
     def __call__(self, x_NSD: Tensor) -> Tensor:
-        x_NSD = x_NSD + self.ls1 * self._attention(self.norm1(x_NSD))
+        x_NSD = x_NSD + self._scaled(0, self._attention(self.norm1(x_NSD)))
         y_TD = self.norm2(x_NSD).flatten(0, 1)
-        return x_NSD + self.ls2 * self.fc2(functional.gelu(self.fc1(y_TD))).view_as(x_NSD)
+        return x_NSD + self._scaled(1, self.fc2(self.activation(self.fc1(y_TD))).view_as(x_NSD))
+
+    def _scaled(self, half: int, x_NSD: Tensor) -> Tensor:
+        return self.scales[half] * x_NSD if self.scales else x_NSD
 
     def _attention(self, x_NSD: Tensor) -> Tensor:
         N, S, D = x_NSD.shape
@@ -109,11 +137,13 @@ class Vit:
         D, P = a.hidden_size, 3 * a.patch_size**2
         self.arch, self.dtype = a, loader.dtype
         kernel = shaped(loader, f"{names.patch}.weight", (D, 3, a.patch_size, a.patch_size)).view(D, P)
-        patch = Part(Dense(kernel), read_bias(loader.source, names.patch, D, True), 1)
+        patch = Part(Dense(kernel), read_bias(loader.source, names.patch, D, a.patch_bias), 1)
         self.patch = Linear((patch,), "replicated", loader)
-        self.cls_11D = shaped(loader, names.cls, (1, 1, D)).to(loader.device, loader.dtype)
-        position = shaped(loader, names.position, (1, 1 + a.side**2, D))
+        self.cls_11D = shaped(loader, names.cls, (1, 1, D)).to(loader.device, loader.dtype) if a.cls else None
+        position = shaped(loader, names.position, (1, int(a.cls) + a.side**2, D))
         self.position_1SD = position.to(loader.device, loader.dtype)
+        self.first_norm = TileNorm(loader, names.first_norm, D, a.norm, a.eps) if a.first_norm else None
+        self.last_norm = TileNorm(loader, names.last_norm, D, a.norm, a.eps) if a.last_norm else None
         self.blocks = tuple(VitBlock(loader, a, names.layer.format(index)) for index in range(a.run_layers))
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -121,17 +151,22 @@ class Vit:
         expect(pixels, (N, size, size, 3), self.dtype, "tiles")
         cut = pixels.view(N, side, self.arch.patch_size, side, self.arch.patch_size, 3).permute(0, 1, 3, 5, 2, 4)
         x_NSD = self.patch(cut.reshape(N * side * side, -1)).view(N, side * side, -1)
-        x_NSD = torch.cat([self.cls_11D.expand(N, 1, -1), x_NSD], 1) + self.position_1SD
+        if self.cls_11D is not None:
+            x_NSD = torch.cat([self.cls_11D.expand(N, 1, -1), x_NSD], 1)
+        x_NSD = x_NSD + self.position_1SD
+        if self.first_norm is not None:
+            x_NSD = self.first_norm(x_NSD)
         for block in self.blocks:
             x_NSD = block(x_NSD)
-        return x_NSD
+        return x_NSD if self.last_norm is None else self.last_norm(x_NSD)
 
 
 def shaped(loader: Loader, name: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of this shape; axes of one place may be missing on disk."""
     value = loader.source.tensor(name)
-    if tuple(value.shape) != shape:
+    if [size for size in value.shape if size != 1] != [size for size in shape if size != 1]:
         raise FormatError(f"{name} has shape {tuple(value.shape)}; config.json asks for {shape}")
-    return value
+    return value.reshape(shape)
 
 
 def shuffle_pixels(x_NSD: Tensor, side: int) -> Tensor:

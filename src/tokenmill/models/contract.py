@@ -32,8 +32,8 @@ class VisionSpec:
 
     An image's bytes lie as [pieces, *piece]: a piece is a whole tile, or with `grids` one patch, `tile_pieces` of which
     a full tile of vectors has. `grids`: an image is encoded whole, comes in any number of rows and columns, and its
-    tokens are turned by them. `params` of tower and projector; `tile_work`: numbers alive at once while one tile is
-    encoded.
+    tokens are turned by them. `ahead`: an image's tokens see each other, whichever comes first. `params` of tower and
+    projector; `tile_work`: numbers alive at once while one tile is encoded.
     """
 
     piece: tuple[int, ...]
@@ -43,6 +43,7 @@ class VisionSpec:
     tile_work: int
     tile_pieces: int = 1
     grids: bool = False
+    ahead: bool = False
 
     def shape(self, num_tokens: int) -> tuple[int, ...]:
         """Of the bytes of an image that becomes so many vectors."""

@@ -21,7 +21,7 @@ from tokenmill.models.family import expect_positive
 from tokenmill.models.internlm2 import TINY as INTERNLM2_TINY
 from tokenmill.models.internvl_twin import build_twin
 from tokenmill.models.multimodal import Config, Multimodal
-from tokenmill.vision.tiles import scale_table
+from tokenmill.models.pixels import PixelScale
 
 NAMES = VitNames(
     cls="vision_model.embeddings.class_embedding",
@@ -151,14 +151,11 @@ class InternVLVision:
         self.norm = TileNorm(loader, "mlp1.0", width, "layer_norm", NORM_EPS)
         self.fc1 = whole_linear(loader, "mlp1.1", hidden_size, width)
         self.fc2 = whole_linear(loader, "mlp1.3", hidden_size, hidden_size)
-        # A value for each channel and byte, laid out so that byte + 256 * channel finds it.
-        self.table = torch.from_numpy(scale_table(MEAN, STD)).reshape(-1).to(loader.device)
-        self.shifts = torch.tensor([0, 256, 512], dtype=torch.int32, device=loader.device)
+        self.scale = PixelScale(MEAN, STD, loader.device)
 
     @torch.inference_mode()
     def __call__(self, pieces: Tensor, grids: Sequence[tuple[int, ...]]) -> Tensor:
-        pixels = functional.embedding(pieces.to(torch.int32) + self.shifts, self.table[:, None])[..., 0]
-        x_NSD = self.vit(pixels.to(self.vit.dtype))
+        x_NSD = self.vit(self.scale(pieces).to(self.vit.dtype))
         y = self.norm(shuffle_pixels(x_NSD[:, 1:], self.vit.arch.side))
         return self.fc2(functional.gelu(self.fc1(y.flatten(0, 1))))
 

@@ -20,6 +20,12 @@ Config = dict[str, Any]
 LanguageTwin = tuple[Config, dict[str, Tensor]]
 
 
+def with_defaults(config: Config, defaults: Config) -> Config:
+    """The nested text config with a class's defaults in it; those of the ids that the outer one states give way."""
+    stated = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
+    return {**defaults, **stated, **config["text_config"]}
+
+
 @dataclass(frozen=True, slots=True)
 class Multimodal:
     """Every callable takes the whole config.json; `hidden_size` is the language model's.

@@ -118,8 +118,18 @@ def image_stages(model: Decoder, twin: Any, ids_T: Tensor) -> Iterator[StagePari
     embeds_TD[ids_T == IMAGE_ID] = features_TD
     solo = Solo(model, len(ids_T))
     rows = solo.rows(len(ids_T), None if turns is None else torch.from_numpy(turns))
+    if spec.ahead:
+        rows.ends_T = _ends(rows.positions_T, media)
     hidden_TD = model.forward(ids_T, rows, solo.caches, embeds_TD)
     yield _compare("logits with an image", model.logits(hidden_TD), twin.logits(ids_T, pieces, grids))
+
+
+def _ends(positions_T: Tensor, media: tuple[MediaRef, ...]) -> Tensor:
+    """The last place that each token sees where an image's tokens see each other."""
+    ends_T = positions_T.clone()
+    for image in media:
+        ends_T[image.offset : image.offset + image.num_tokens] = image.offset + image.num_tokens - 1
+    return ends_T
 
 
 def _around(text: list[int], sizes: list[int], grids: Sequence[tuple[int, ...]]) -> tuple[Tensor, tuple[MediaRef, ...]]:

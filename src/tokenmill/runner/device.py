@@ -221,7 +221,7 @@ class DeviceRunner:
         self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
         self._limits = Limits(
             capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size,
-            capacity.grids,
+            capacity.grids, capacity.ahead,
         )  # fmt: skip
         self._last: DevicePending | None = None
 

@@ -29,13 +29,15 @@ EXTRA_WANTS = Want.PROMPT_LOGPROBS | Want.LOGITS | Want.HIDDEN | Want.POOL
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a plan may not exceed. `grids`: tokens of images may be turned by rows and columns."""
+    """What a plan may not exceed. `grids`: tokens of images may be turned by rows and columns; `ahead`: they see each
+    other."""
 
     max_rows: int
     max_step_tokens: int
     max_model_tokens: int
     vocab_size: int
     grids: bool = False
+    ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -134,6 +136,8 @@ def stage(plan: StepPlan, host: HostSlots, limits: Limits, images: HostImages) -
         _pack_mixed(packer, order)
         _pack_images(packer, order, images)
         _pack_turns(packer, order, limits.grids)
+        if limits.ahead:
+            _pack_ends(packer, order, images.tile_tokens)
     work = _work(plan, order, totals, host, packer)
     return Staged(
         step=plan.step,
@@ -254,6 +258,19 @@ def _pack_turns(packer: Packer, order: _Order, grids: bool) -> None:
         packer.add("turns", np.ascontiguousarray(np.concatenate(turns, 1)))
 
 
+def _pack_ends(packer: Packer, order: _Order, image_tokens: int) -> None:
+    """The last place that each token sees; -1: itself. An image is one tile of vectors, whose end is in its row."""
+    ends: I32 = np.full(order.firsts[-1], -1, np.int32)
+    for i, row in enumerate(order.rows, order.num_decode):
+        for part in row.embeds:
+            if part.start + part.count != image_tokens:
+                raise ValueError(f"slot {row.slot} ends within image {part.digest[:16]}, whose tokens see each other")
+            first = order.firsts[i] + part.offset
+            ends[first : first + part.count] = row.start + part.offset + part.count - 1
+    if (ends >= 0).any():
+        packer.add("ends", ends)
+
+
 def _work(plan: StepPlan, order: _Order, totals: I32, host: HostSlots, packer: Packer) -> SampleWork:
     """Who draws, in the order of the result: decode slots, then rows as the plan lists them."""
     place = {row.slot: i for i, row in enumerate(order.rows, order.num_decode)}
@@ -362,7 +379,10 @@ def mixed_rows(
     bounds = _Bounds(part["firsts"], single, staged.max_row_tokens, staged.max_context, all_single, chunks)
     ids = torch.where(part["ids"] >= 0, part["ids"].long(), tables.last[slots_R][rows_long])
     turns = (part["turn_to"], part["turns"]) if "turns" in part else None
-    return ids, _meta(tables, flat, geometry, bounds, turns)
+    meta = _meta(tables, flat, geometry, bounds, turns)
+    if "ends" in part:
+        meta.ends_T = torch.where(part["ends"] >= 0, part["ends"], flat.positions_T)
+    return ids, meta
 
 
 @dataclass(slots=True)

@@ -71,6 +71,7 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
     model = again()
     phases.end("weights")
     encoder = make_encoder(config, model)
+    check_step(config, encoder)
     groups, config, need = size_cache(config, spec, device, group)
     caches = memory.allocate(need, groups, device)
     phases.end("cache")
@@ -151,6 +152,18 @@ def make_encoder(config: EngineConfig, model: Decoder) -> Encoder | None:
     return Encoder(model.vision, tiles, model.embedding.table_VD, IMAGE_BATCH)
 
 
+def check_step(config: EngineConfig, encoder: Encoder | None) -> None:
+    """Images whose tokens see each other run whole: one must fit into a step beside a full batch."""
+    if encoder is None or not encoder.vision.spec.ahead:
+        return
+    tokens, least = config.scheduler.max_step_tokens or 0, (config.scheduler.max_rows or 0)
+    if tokens < least + encoder.vision.spec.tile_tokens:
+        raise ConfigError(
+            f"max_step_tokens is {tokens}; an image of this model is {encoder.vision.spec.tile_tokens} tokens, which "
+            f"run in one step beside {least} rows: use at least {least + encoder.vision.spec.tile_tokens}"
+        )
+
+
 def with_images(capacity: Capacity, encoder: Encoder | None) -> Capacity:
     if encoder is None:
         return capacity
@@ -161,6 +174,7 @@ def with_images(capacity: Capacity, encoder: Encoder | None) -> Capacity:
         tile_tokens=tile_tokens,
         vector_bytes=width * encoder.arena_ETD.element_size(),
         grids=encoder.vision.spec.grids,
+        ahead=encoder.vision.spec.ahead,
     )
 
 

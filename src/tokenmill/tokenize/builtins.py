@@ -142,7 +142,7 @@ ALIASES = {
     "falcon": "base", "llama": "base", "baichuan": "base", "internlm3": "internlm2", "llama3_2": "llama3_1",
     "wizardlm": "vicuna", "mini-gemini-vicuna": "vicuna", "mixtral": "mistral", "ultracm": "ultralm",
     "internlm-xcomposer2d5": "internlm-xcomposer2", "internvl-zh-hermes2": "llava-chatml", "deepseek-v2": "deepseek",
-    "minicpmv-2d6": "qwen", "minicpm3": "qwen", "qwen2d5-vl": "qwen",
+    "minicpmv-2d6": "qwen", "minicpm3": "qwen", "qwen2d5-vl": "qwen", "gpt-oss": "harmony",
 }  # fmt: skip
 # Names of its first generations, still taken.
 OLD_NAMES = {

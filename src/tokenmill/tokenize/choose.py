@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from tokenmill import find
@@ -17,16 +18,24 @@ from tokenmill.tokenize.template import ChatTemplate, PieceTemplate, TemplatePie
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 _CHAT = "tokenmill.tokenize.chat"
-_BY_MODEL_TYPE = {"internlm2": "internlm2", "internlm3": "internlm2", "internlm": "internlm", "qwen": "qwen"}
+_BY_MODEL_TYPE = {
+    "internlm2": "internlm2", "internlm3": "internlm2", "internlm": "internlm", "qwen": "qwen", "gpt_oss": "harmony",
+}  # fmt: skip
 # What `template` in an InternVL folder's config names: the words its authors' own `chat` was trained and is used with.
 # The folder's Jinja template writes others; `--chat-template hf` chooses it.
 _BY_OWN_NAME = {
     "internlm2-chat": "internvl2-internlm2", "Hermes-2": "internvl2-internlm2", "phi3-chat": "internvl2-phi3",
     "internvl2_5": "internvl2_5",
 }  # fmt: skip
+# Likewise of families whose authors wrote one text for all of their checkpoints.
+_BY_ARCHITECTURE = {"LlavaForConditionalGeneration": "llava-v1"}
+# A template that loops over the parts of a message's content, and does so whatever the content is.
+_LOOPS = re.compile(r"""in\s+message(\.content|\[['"]content['"]\])""")
 # Tokens that close a turn in published chat templates. Where a folder's template writes one, the model has learned to
 # end with it, whatever eos_token_id says.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<eoa>", "<|eot|>", "<|call|>")
+# Where turns have channels `<|end|>` closes a thought as well, and an answer follows.
+CHANNEL, CHANNEL_ENDS = "<|channel|>", ("<|return|>", "<|call|>")
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def choose_template(
         return _jinja({"default": choice.jinja}, folder, vocabulary)
     if choice.name is not None and choice.name != "hf":
         return _named(choice.name, choice.pieces)
-    own = _BY_OWN_NAME.get(str(folder.config.get("template")))
+    own = _own_template(folder)
     if own is not None and choice.name is None:
         return builtin(own).override(choice.pieces)
     templates = folder.chat_templates()
@@ -79,6 +88,13 @@ def choose_template(
         raise ConfigError(f"{folder.path.name} has no chat template of its own; choose --chat-template {name}")
     get_logger().warning("%s has no chat template of its own; using the builtin %r", folder.path.name, name)
     return builtin(name).override(choice.pieces)
+
+
+def _own_template(folder: TextFolder) -> str | None:
+    """The builtin that is a family's own text, where its authors' Jinja writes another or none."""
+    named = _BY_OWN_NAME.get(str(folder.config.get("template")))
+    kinds = folder.config.get("architectures") or [""]
+    return named or _BY_ARCHITECTURE.get(str(kinds[0]))
 
 
 def _by_name(model_names: tuple[str, ...], folder: TextFolder) -> str:
@@ -103,10 +119,13 @@ def _jinja(templates: dict[str, str], folder: TextFolder, vocabulary: Vocabulary
     worker = JinjaWorker(templates)
     worker.start()
     has_tools = all(vocabulary.token_id(token) is not None for token in TOOL_TOKENS)
-    ends = [token for token in TURN_ENDS if token in templates["default"] and vocabulary.token_id(token) is not None]
+    text = templates["default"]
+    known = CHANNEL_ENDS if CHANNEL in text else TURN_ENDS
+    ends = [token for token in known if token in text and vocabulary.token_id(token) is not None]
     return JinjaTemplate(
         worker,
         stop_words=(*ends, *(("<|action_end|>",) if has_tools else ())),
         special_token_texts=folder.special_tokens(),
         lower_tools=internlm2_tools if has_tools else None,
+        text_parts=_LOOPS.search(text) is not None and "is string" not in text,
     )

@@ -94,7 +94,7 @@ class JinjaWorker:
 @dataclass(frozen=True)
 class JinjaTemplate:
     """`special_token_texts`: bos_token and its kin, as the template reads them. `lower_tools` serves templates that
-    read no `tools` variable."""
+    read no `tools` variable. `text_parts`: the template knows content as a list of parts only, so text is one."""
 
     worker: JinjaWorker
     stop_words: tuple[str, ...]
@@ -102,6 +102,7 @@ class JinjaTemplate:
     lower_tools: ToolLowering | None = None
     name: str = "hf"
     special_tokens: bool = False
+    text_parts: bool = False
 
     def render(self, messages: Sequence[Message], tools: Sequence[Message], options: dict[str, Any]) -> str:
         plain = plain_messages(messages)
@@ -112,6 +113,8 @@ class JinjaTemplate:
         continues = plain[-1]["role"] == "assistant" and not plain[-1].get("tool_calls")
         if continues:
             plain[-1] = {**plain[-1], "content": plain[-1]["content"] + _MARK}
+        if self.text_parts:
+            plain = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in plain]
         text = self.worker.render(
             template,
             {

@@ -38,7 +38,7 @@ class PictureFamily:
     """`cutting` and `tile_tokens` read config.json and the image processor's own file ({} where there is none).
 
     start, context, end: the words around and in a picture's place; `context` is the one that is repeated. `joiner`
-    stands between the parts of a message.
+    stands between the parts of a message, `around` before and behind a picture once the template has written it.
     """
 
     architectures: tuple[str, ...]
@@ -48,6 +48,7 @@ class PictureFamily:
     context: str
     end: str
     joiner: str = "\n"
+    around: tuple[str, str] = ("", "")
 
 
 def read_facts(config: Config, processor: Config, token_id: Callable[[str], int | None]) -> ImageFacts | None:
@@ -60,7 +61,7 @@ def read_facts(config: Config, processor: Config, token_id: Callable[[str], int 
     context_id = ids[family.context]
     if absent or context_id is None:
         raise ConfigError(f"the tokenizer has no {', '.join(absent)}, which stand for images: is it this model's own?")
-    words = ImageWords(family.start, family.context, family.end, context_id, family.joiner)
+    words = ImageWords(family.start, family.context, family.end, context_id, family.joiner, family.around)
     try:
         return ImageFacts(family.cutting(config, processor), family.tile_tokens(config), words)
     except (KeyError, TypeError, ValueError) as error:

@@ -27,7 +27,8 @@ DETAIL = {"low": 6, "medium": 12, "high": 24}
 class ImageWords:
     """What stands for a picture in the text, and the id whose copies its vectors replace.
 
-    `joiner` stands between the parts of a message.
+    `joiner` stands between the parts of a message. `around` stands before and behind a picture in the prompt, where no
+    template may strip it.
     """
 
     start: str
@@ -35,10 +36,16 @@ class ImageWords:
     end: str
     context_id: int
     joiner: str = "\n"
+    around: tuple[str, str] = ("", "")
 
     @property
     def text(self) -> str:
         return self.start + self.context + self.end
+
+    def spread(self, prompt: str) -> str:
+        """A rendered prompt with `around` in its places."""
+        before, behind = self.around
+        return prompt.replace(self.text, before + self.text + behind)
 
 
 @dataclass(frozen=True, slots=True)

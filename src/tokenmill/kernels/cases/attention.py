@@ -23,6 +23,8 @@ from tokenmill.kv.layout import kind_names, load_kind
 Rows = tuple[tuple[int, int], ...]  # (context, tokens of it in this step), one-token rows first
 
 VARIANTS = ("window", "softcap", "alibi", "sinks")
+# Tokens of a chunk see to the end of the run of so many that they lie in.
+RUN = 5
 MIXTURES: dict[str, Rows] = {
     "one": ((70, 1),),
     "singles": ((1, 1), (17, 1), (64, 1), (200, 1), (16, 1)),
@@ -37,7 +39,7 @@ class Setup:
     """H query heads, G kv heads of K channels; blocks of S tokens. `loud`: scores so large that one place takes all.
 
     `host`: the chunks are known on the host, else rows are padded. `spare_rows`: empty rows behind, as in a bucket.
-    `variant`: a name of VARIANTS. `stale`: what lies where nobody wrote.
+    `variant`: a name of VARIANTS. `stale`: what lies where nobody wrote. `ahead`: chunks' tokens see ahead, in runs.
     """
 
     rows: Rows
@@ -52,6 +54,7 @@ class Setup:
     spare_rows: int = 0
     variant: str = ""
     stale: float = 50.0
+    ahead: bool = False
 
     def facts(self, device: torch.device) -> AttentionFacts:
         heads_H = torch.arange(1, self.H + 1, device=device)
@@ -74,12 +77,20 @@ def row_meta(setup: Setup, table_RB: Tensor, device: torch.device) -> RowMeta:
     ints = partial(torch.tensor, dtype=torch.int32, device=device)
     single = max(counts) == 1
     chunks = tuple(ChunkRow(i, starts[i], n, totals[i]) for i, n in enumerate(counts) if n > 1)
+    ends = [place for context, tokens in setup.rows for place in run_ends(context, tokens)] + [0] * setup.spare_rows
     return RowMeta(
         starts_R1=ints(starts), totals_R=ints(totals), slots_R=ints(range(len(counts))), rows_T=ints(rows),
         positions_T=ints(positions), tables=(table_RB.to(device),), writes_T=(), num_single=ints([counts.count(1)]),
         cos_TK=torch.empty(0), sin_TK=torch.empty(0), logn_T=None, max_row_tokens=max(counts),
         max_context=max(totals), all_single=single, chunks=chunks if setup.host and not single else None,
+        ends_T=ints(ends) if setup.ahead else None,
     )
+
+
+def run_ends(context: int, tokens: int) -> list[int]:
+    """The last place that each of a row's last tokens sees where tokens of a chunk see ahead."""
+    own = range(context - tokens, context)
+    return [min(place // RUN * RUN + RUN, context) - 1 if tokens > 1 else place for place in own]
 
 
 def make(setup: Setup, device: torch.device) -> Call:
@@ -119,10 +130,12 @@ def _truth(setup: Setup, q_THK: Tensor, contexts: list[tuple[Tensor, Tensor]]) -
     facts, outs, start = setup.facts(torch.device("cpu")), [], 0
     for (context, tokens), (k_LGK, v_LGK) in zip(setup.rows, contexts, strict=True):
         seen = torch.ones(context, context, dtype=torch.bool).tril()[-tokens:]
+        if setup.ahead:
+            seen = torch.arange(context) <= torch.tensor(run_ends(context, tokens))[:, None]
         k_LHK, v_LHK = (x.repeat_interleave(setup.H // setup.G, 1) for x in (k_LGK, v_LGK))
         q, k, v = (x.transpose(0, 1) for x in (q_THK[start : start + tokens], k_LHK, v_LHK))
         if setup.variant:
-            out = _varied_truth(q, k, v, facts)
+            out = _varied_truth(q, k, v, facts, seen)
         else:
             out = functional.scaled_dot_product_attention(q, k, v, seen, scale=facts.scale)
         outs.append(out.transpose(0, 1))
@@ -130,7 +143,7 @@ def _truth(setup: Setup, q_THK: Tensor, contexts: list[tuple[Tensor, Tensor]]) -
     return torch.cat(outs)
 
 
-def _varied_truth(q_HTK: Tensor, k_HLK: Tensor, v_HLK: Tensor, facts: AttentionFacts) -> Tensor:
+def _varied_truth(q_HTK: Tensor, k_HLK: Tensor, v_HLK: Tensor, facts: AttentionFacts, seen_TL: Tensor) -> Tensor:
     """The formulas as papers write them: exp of every visible score over the sum of them (and of the sink)."""
     T, L = q_HTK.shape[1], k_HLK.shape[1]
     behind_TL = torch.arange(L - T, L)[:, None] - torch.arange(L)
@@ -139,7 +152,7 @@ def _varied_truth(q_HTK: Tensor, k_HLK: Tensor, v_HLK: Tensor, facts: AttentionF
         scores = facts.softcap * torch.tanh(scores / facts.softcap)
     if facts.alibi_slopes_H is not None:
         scores = scores - facts.alibi_slopes_H.double()[:, None, None] * behind_TL
-    seen_TL = (behind_TL >= 0) & (behind_TL < (facts.window_tokens or L))
+    seen_TL = seen_TL & (behind_TL < (facts.window_tokens or L))
     mass = torch.where(seen_TL, scores.exp(), 0.0)
     total = mass.sum(-1, keepdim=True)
     if facts.sinks_H is not None:
@@ -156,6 +169,14 @@ def case(name: str, setup: Setup) -> Case:
     tolerance = 64 if setup.loud > 1 else 4
     name = f"{name}-{setup.kv}-H{setup.H}G{setup.G}K{setup.K}-{dtype_name(setup.dtype)}"
     return Case(name, partial(make, setup), tolerance, cache * token + queries, 4 * pairs * setup.H * setup.K)
+
+
+# Steps whose tokens see ahead: whole prompts, chunks behind a context, beside single rows, padded, with a window.
+AHEAD = {
+    "prompt": Setup(MIXTURES["prompt"]), "mixed": Setup(MIXTURES["mixed"]),
+    "padded": Setup(MIXTURES["mixed"], host=False),
+    "window": Setup(MIXTURES["mixed"], variant="window"), "half": Setup(MIXTURES["mixed"], dtype=torch.float16),
+}  # fmt: skip
 
 
 def _cases() -> tuple[Case, ...]:
@@ -178,6 +199,7 @@ def _cases() -> tuple[Case, ...]:
         case("padded", replace(mixed, host=False)),
         case("loud", replace(mixed, loud=30.0)),
         case("bucket", replace(singles, spare_rows=3)),
+        *(case(f"ahead {name}", replace(setup, ahead=True, stale=torch.nan)) for name, setup in AHEAD.items()),
         *(case(f"{variant} {name}", replace(setup, variant=variant, stale=torch.nan))
           for variant in VARIANTS for name, setup in (("mixed", mixed), ("singles", singles))),
     )

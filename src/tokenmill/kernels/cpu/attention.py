@@ -34,8 +34,8 @@ BUNCH_BYTES = 1 << 20
 
 def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts) -> Tensor:
     """As the reference. Rows whose lengths the host was not told (graph buckets) are the reference's, and so are layers
-    with a window, a soft cap, ALiBi or sinks."""
-    varied = (facts.window_tokens, facts.softcap, facts.alibi_slopes_H, facts.sinks_H)
+    with a window, a soft cap, ALiBi or sinks, and steps in which tokens see ahead."""
+    varied = (facts.window_tokens, facts.softcap, facts.alibi_slopes_H, facts.sinks_H, rows.ends_T)
     if (rows.chunks is None and not rows.all_single) or any(value is not None for value in varied):
         return reference(q_THK, pages, rows, group, facts)
     chunks = rows.chunks or ()

@@ -1,4 +1,5 @@
-"""Paged causal attention in plain torch: gather each row's context, then softmax(q k) v in fp32.
+"""Paged attention in plain torch: gather each row's context, then softmax(q k) v in fp32. Causal, but for tokens that
+are said to see further (`RowMeta.ends_T`).
 
 Shapes are the bucket's (no length is read on the host), so a decode step can be captured. H query heads share G kv
 heads in runs of H / G. Rows with nothing in their context give numbers nobody reads.
@@ -16,7 +17,7 @@ from tokenmill.kv.layout import context_index
 
 
 def attention(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts) -> Tensor:
-    """Causal attention of every row over its own blocks. Out: like q_THK. Softmax in fp32.
+    """Attention of every row over its own blocks. Out: like q_THK. Softmax in fp32.
 
     One-token rows go as one batch. Longer rows go one by one where the runner knows them on the host (`rows.chunks`),
     else all rows are padded to `rows.max_row_tokens`.
@@ -58,7 +59,8 @@ def _chunk(
     one = slice(chunk.row, chunk.row + 1)
     index_1L = context_index(rows.tables[group][one], rows.totals_R[one], pages.shape.block_tokens, chunk.context)
     span = slice(chunk.start, chunk.start + chunk.num_tokens)
-    return _attend(q_THK[None], pages, index_1L, rows.positions_T[None, span], facts)[0]
+    ends_1W = None if rows.ends_T is None else rows.ends_T[None, span]
+    return _attend(q_THK[None], pages, index_1L, rows.positions_T[None, span], facts, ends_1W)[0]
 
 
 def _padded(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: AttentionFacts) -> Tensor:
@@ -68,13 +70,18 @@ def _padded(q_THK: Tensor, pages: KVPages, rows: RowMeta, group: int, facts: Att
     tokens_RW = starts_R[:, None] + torch.minimum(within_W[None], (counts_R - 1).clamp(min=0)[:, None])
     tokens_RW = tokens_RW.clamp(max=len(q_THK) - 1)
     index_RL = context_index(rows.tables[group], rows.totals_R, pages.shape.block_tokens, rows.max_context)
-    out_RWHK = _attend(q_THK[tokens_RW], pages, index_RL, rows.positions_T.long()[tokens_RW], facts)
+    ends_RW = None if rows.ends_T is None else rows.ends_T.long()[tokens_RW]
+    out_RWHK = _attend(q_THK[tokens_RW], pages, index_RL, rows.positions_T.long()[tokens_RW], facts, ends_RW)
     within_T = torch.arange(len(q_THK), device=q_THK.device) - starts_R[rows.rows_T.long()]
     return out_RWHK[rows.rows_T.long(), within_T.clamp(0, rows.max_row_tokens - 1)]
 
 
-def _attend(q_RWHK: Tensor, pages: KVPages, index_RL: Tensor, positions_RW: Tensor, facts: AttentionFacts) -> Tensor:
-    """Queries [R, W, H, K] at positions [R, W] over contexts [R, L]. Out: like q, softmax and sums in fp32."""
+def _attend(
+    q_RWHK: Tensor, pages: KVPages, index_RL: Tensor, positions_RW: Tensor, facts: AttentionFacts,
+    ends_RW: Tensor | None = None,
+) -> Tensor:
+    """Queries [R, W, H, K] at positions [R, W] over contexts [R, L], each up to its end (None: itself). Out: like q,
+    softmax and sums in fp32."""
     if facts.window_tokens is not None:
         index_RL = _skip_behind(index_RL, positions_RW, facts.window_tokens)
     k_RLGK, v_RLGK = pages.kind.gather(pages, index_RL)
@@ -82,8 +89,9 @@ def _attend(q_RWHK: Tensor, pages: KVPages, index_RL: Tensor, positions_RW: Tens
     G = k_RLGK.shape[2]
     q = q_RWHK.float().reshape(R, W, G, H // G, K)
     scores = torch.einsum("rwghk,rlgk->rghwl", q, k_RLGK) * facts.scale
-    ahead_RWL = torch.arange(index_RL.shape[1], device=q.device) - positions_RW[:, :, None]
-    hidden_RWL = ahead_RWL > 0
+    places_L = torch.arange(index_RL.shape[1], device=q.device)
+    ahead_RWL = places_L - positions_RW[:, :, None]
+    hidden_RWL = ahead_RWL > 0 if ends_RW is None else places_L > ends_RW[:, :, None]
     if facts.window_tokens is not None:
         hidden_RWL = hidden_RWL | (ahead_RWL <= -facts.window_tokens)
     scores = _vary(scores, ahead_RWL, facts).masked_fill(hidden_RWL[:, None, None], float("-inf"))

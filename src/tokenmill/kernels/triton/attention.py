@@ -53,11 +53,12 @@ def _vary(scores_QL, behind_QL, slope_Q, softcap, SOFTCAP: tl.constexpr, ALIBI: 
 
 
 @triton.jit
-def _over(q1_QH, q2_QH, qsum_Q, position_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g, first, last,
-          oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G: tl.constexpr, HALF: tl.constexpr,
-          S: tl.constexpr, KIND: tl.constexpr, MASKED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-          ALIBI: tl.constexpr, ASM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
-    """Adds places first..last; those outside oldest..end are not read. MASKED: not every query sees every place."""
+def _over(q1_QH, q2_QH, qsum_Q, position_Q, end_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g, first,
+          last, oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G: tl.constexpr,
+          HALF: tl.constexpr, S: tl.constexpr, KIND: tl.constexpr, MASKED: tl.constexpr, WINDOW: tl.constexpr,
+          SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, ASM: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Adds places first..last; those outside oldest..end are not read. MASKED: not every query sees every place, but
+    each up to end_Q."""
     dtype = q1_QH.dtype
     for start in range(first, last, BLOCK_L):
         place_L = start + tl.arange(0, BLOCK_L)
@@ -75,7 +76,7 @@ def _over(q1_QH, q2_QH, qsum_Q, position_Q, slope_Q, k_ptr, k_params_ptr, v_ptr,
         behind_QL = position_Q[:, None] - place_L[None, :]
         scores_QL = _vary(scores_QL * scale, behind_QL, slope_Q, softcap, SOFTCAP, ALIBI) * 1.4426950408889634
         if MASKED:
-            visible_QL = (behind_QL >= 0) & seen_L[None, :]
+            visible_QL = (place_L[None, :] <= end_Q[:, None]) & seen_L[None, :]
             if WINDOW:
                 visible_QL = visible_QL & (behind_QL < window)
             scores_QL = tl.where(visible_QL, scores_QL, float("-inf"))
@@ -120,16 +121,17 @@ def _row_of(starts_ptr, tile, num_rows, steps, TOKENS: tl.constexpr):
 # What differs from step to step must not be compiled for: that would happen while requests wait.
 @triton.jit(
     do_not_specialize=("window", "num_blocks", "num_rows", "steps", "splits"),
-    do_not_specialize_on_alignment=("rows_ptr", "starts_ptr"),
+    do_not_specialize_on_alignment=("rows_ptr", "starts_ptr", "ends_ptr"),
 )
 def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_ptr, positions_ptr, starts_ptr,
-            slopes_ptr, sinks_ptr, out_ptr, sums_ptr, marks_ptr, counters_ptr, scale, softcap, window, num_blocks,
-            num_rows, steps, splits, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
-            KIND: tl.constexpr, ROTATE: tl.constexpr, CHUNKS: tl.constexpr, MIXED: tl.constexpr, WINDOW: tl.constexpr,
-            SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr,
-            SPLIT: tl.constexpr, TOKENS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_Q: tl.constexpr,
-            BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
-    """CHUNKS: tiles of rows longer than one token, else single tokens (MIXED: only of rows of one)."""
+            ends_ptr, slopes_ptr, sinks_ptr, out_ptr, sums_ptr, marks_ptr, counters_ptr, scale, softcap, window,
+            num_blocks, num_rows, steps, splits, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr,
+            S: tl.constexpr, KIND: tl.constexpr, ROTATE: tl.constexpr, CHUNKS: tl.constexpr, MIXED: tl.constexpr,
+            AHEAD: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
+            SINKS: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLIT: tl.constexpr, TOKENS: tl.constexpr,
+            BLOCK_G: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
+    """CHUNKS: tiles of rows longer than one token, else single tokens (MIXED: only of rows of one). AHEAD: each token
+    sees up to its entry of `ends`, else up to itself."""
     HALF: tl.constexpr = K // 2
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
@@ -165,6 +167,10 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
         earliest = tl.load(positions_ptr + first_token)
         position_Q = earliest + i // BLOCK_G
         context = earliest + wanted
+        end_Q = position_Q
+        if AHEAD:
+            end_Q = tl.load(ends_ptr + token_Q, mask=inside_Q, other=0)
+            context = tl.max(end_Q) + 1
         slope_Q = position_Q.to(tl.float32)
         if ALIBI:
             slope_Q = tl.load(slopes_ptr + head_Q, mask=inside_Q, other=0.0).to(tl.float32)
@@ -182,13 +188,13 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
         sum2_QH = tl.zeros([BLOCK_Q, BLOCK_H], tl.float32)
         table = tables_ptr + row.to(tl.int64) * num_blocks
         most_Q, total_Q, sum1_QH, sum2_QH = _over(
-            q1_QH, q2_QH, qsum_Q, position_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g, begin, clear,
-            oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G, HALF, S, KIND, False, WINDOW,
-            SOFTCAP, ALIBI, ASM, BLOCK_H, BLOCK_L)
+            q1_QH, q2_QH, qsum_Q, position_Q, end_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g,
+            begin, clear, oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G, HALF, S, KIND,
+            False, WINDOW, SOFTCAP, ALIBI, ASM, BLOCK_H, BLOCK_L)
         most_Q, total_Q, sum1_QH, sum2_QH = _over(
-            q1_QH, q2_QH, qsum_Q, position_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g, clear, end,
-            oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G, HALF, S, KIND, True, WINDOW,
-            SOFTCAP, ALIBI, ASM, BLOCK_H, BLOCK_L)
+            q1_QH, q2_QH, qsum_Q, position_Q, end_Q, slope_Q, k_ptr, k_params_ptr, v_ptr, v_params_ptr, table, g,
+            clear, end, oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G, HALF, S, KIND,
+            True, WINDOW, SOFTCAP, ALIBI, ASM, BLOCK_H, BLOCK_L)
         mine = split >= 0
         if SPLIT:
             mark_Q = (token_Q.to(tl.int64) * (G * GROUP) + head_Q) * splits
@@ -291,10 +297,12 @@ class _Call:
         sums, marks = scratch.view(-1), scratch.view(-1)[grid[0] * H * splits * K :] if splits > 1 else scratch
         _attend[grid](
             q, *planes(self.pages), self.table_RB, rows.rows_T, rows.positions_T, rows.starts_R1,
+            q if rows.ends_T is None else rows.ends_T,
             q if facts.alibi_slopes_H is None else facts.alibi_slopes_H, q if facts.sinks_H is None else facts.sinks_H,
             self.out, sums, marks, counters(q.device, grid[0] * G), facts.scale, facts.softcap or 1.0,
             facts.window_tokens or 0, self.table_RB.shape[1], len(rows.totals_R), len(rows.totals_R).bit_length() + 1,
             splits, G, H // G, K, S, SPLIT=splits > 1, TOKENS=tokens, BLOCK_Q=block_q, **which, **self._constants(),
+            AHEAD=which["CHUNKS"] and rows.ends_T is not None,
             num_warps=8 if block_q >= 128 else 4, num_stages=3 if K <= 128 else 2,
         )  # fmt: skip
 
