@@ -28,7 +28,7 @@ from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
 from tokenmill.runner.graphs import DecodeGraphs
 from tokenmill.runner.inputs import Geometry, Limits, Staged, decode_rows, mixed_rows, stage, unpack
 from tokenmill.runner.lanes import Lane
-from tokenmill.runner.sampler import Cutoffs, RowSampling, apply_masks, finite_rows, sample
+from tokenmill.runner.sampler import PLAIN, RowSampling, SampleOps, finite_rows, sample
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, TableSizes
 
 
@@ -70,7 +70,7 @@ class DeviceSteps:
         """From now on steps are this model's. It must be the same model again where there was one."""
         self.model = model
         self.geometry = geometry(model, self._capacity)
-        self.cutoffs = own_cutoffs(model)
+        self.ops = sample_ops(model)
         self.layers = tuple(group.layers for group in model.spec.groups)
         if self.encoder is not None and model.vision is not None:
             self.encoder.vision = model.vision
@@ -161,9 +161,9 @@ class DeviceSteps:
         wanting = done.part["logprob_rows"].long() if len(work.logprob_rows) else None
         raw = logits[wanting] if wanting is not None else None
         if masks is not None:
-            apply_masks(logits, *masks)
+            self.ops.mask_rows(logits, *masks)
         rows = RowSampling.of(self.tables, done.slots_N, done.positions_N, work.stages)
-        tokens = sample(logits, rows, work.stages, work.num_candidates, self.cutoffs)
+        tokens = sample(logits, rows, work.stages, work.num_candidates, self.ops)
         self.tables.drew(done.slots_N, tokens, bool(work.stages & Stage.PENALTY))
         if raw is not None and wanting is not None:
             add_logprobs(done.extras, work, raw, tokens[wanting])
@@ -213,12 +213,12 @@ class Sleeper(Protocol):
 class DeviceRunner:
     """The Runner of one process's share of a model. `bed`: how it sleeps, where it can."""
 
-    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane, facts: dict[str, Any] | None = None):
+    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane):
         self._steps, self._capacity, self._lane = steps, capacity, lane
-        self._facts = facts or {}
+        self._facts: dict[str, Any] = {}
         self.bed: Sleeper | None = None
         self._host = HostSlots(capacity.max_rows, capacity.groups)
-        self._images = no_images(capacity)
+        self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
         self._limits = Limits(
             capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size,
             capacity.grids, capacity.ahead,
@@ -227,6 +227,10 @@ class DeviceRunner:
 
     def capacity(self) -> Capacity:
         return self._capacity
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """What `describe` answers from now on."""
+        self._facts = facts
 
     def costs(self, cost: StepCost) -> None:
         """What was measured (cost.py), for the scheduler."""
@@ -249,7 +253,8 @@ class DeviceRunner:
             return dict(self._facts)
         if self.bed is not None and op == "sleep":
             # Whatever is encoded again finds an empty arena.
-            self._images = no_images(self._capacity)
+            capacity = self._capacity
+            self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
             return self.bed.sleep(**arguments)
         if self.bed is not None and op == "wake":
             return self.bed.wake(**arguments)
@@ -291,16 +296,15 @@ def table_sizes(capacity: Capacity) -> TableSizes:
     return TableSizes(capacity.max_rows, blocks, capacity.vocab_size)
 
 
-def no_images(capacity: Capacity) -> HostImages:
-    return HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
-
-
 def geometry(model: Model, capacity: Capacity) -> Geometry:
     blocks = tuple(group.block_tokens for group in capacity.groups)
     return Geometry(blocks, model.rope, model.logn, capacity.grids)
 
 
-def own_cutoffs(model: Model) -> Cutoffs | None:
-    """The backend's thresholds of top-k, top-p and min-p; None where it has none and the sampler knows better ones."""
+def sample_ops(model: Model) -> SampleOps:
+    """What the model's backend does of sampling; its cutoffs only where they are its own."""
     ops = getattr(model, "ops", None)
-    return None if ops is None or ops.backends["cutoffs"] == "reference" else ops.primitives.cutoffs
+    if ops is None:
+        return PLAIN
+    own = ops.primitives.cutoffs if ops.backends["cutoffs"] != "reference" else None
+    return SampleOps(ops.primitives.penalise, ops.primitives.mask_rows, own)
