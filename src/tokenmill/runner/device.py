@@ -218,7 +218,7 @@ class DeviceRunner:
         self._facts: dict[str, Any] = {}
         self.bed: Sleeper | None = None
         self._host = HostSlots(capacity.max_rows, capacity.groups)
-        self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
+        self._images = no_images(capacity)
         self._limits = Limits(
             capacity.max_rows, capacity.max_step_tokens, capacity.max_model_tokens, capacity.vocab_size,
             capacity.grids, capacity.ahead,
@@ -253,8 +253,7 @@ class DeviceRunner:
             return dict(self._facts)
         if self.bed is not None and op == "sleep":
             # Whatever is encoded again finds an empty arena.
-            capacity = self._capacity
-            self._images = HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
+            self._images = no_images(self._capacity)
             return self.bed.sleep(**arguments)
         if self.bed is not None and op == "wake":
             return self.bed.wake(**arguments)
@@ -294,6 +293,10 @@ def pack_masks(
 def table_sizes(capacity: Capacity) -> TableSizes:
     blocks = tuple(-(-capacity.max_model_tokens // group.block_tokens) for group in capacity.groups)
     return TableSizes(capacity.max_rows, blocks, capacity.vocab_size)
+
+
+def no_images(capacity: Capacity) -> HostImages:
+    return HostImages(capacity.image_tiles, capacity.tile_tokens, capacity.grids)
 
 
 def geometry(model: Model, capacity: Capacity) -> Geometry:
