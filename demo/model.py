@@ -13,10 +13,14 @@ dim.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+# cuDNN builds a plan for every shape it has not met, and packed groups have another shape in every batch.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Batch:
         numbers, (total, learnt, *shapes) = wire
         shape = list(zip(shapes[::2], shapes[1::2], strict=True))
         lengths = [total, total, total, learnt, learnt, *(rows * width for rows, width in shape)]
-        tokens, positions, flat, learn, target, *rest = numbers.to(device).long().split(lengths)
+        tokens, positions, flat, learn, target, *rest = numbers.to(device, non_blocking=True).long().split(lengths)
         groups = [part.view(size) for part, size in zip(rest, shape, strict=True)]
         return Batch(tokens, positions, groups, flat, learn, target)
 
@@ -105,12 +109,45 @@ class Attention(nn.Module):
         return self.wo(out)
 
 
+class Spread(torch.autograd.Function):
+    """Packed rows (T, ...) to the places of all groups (N, ...), zeros where there is padding. Each token has one
+    place, so the way back is a gather too: indexing's own gradient sorts all places and adds up the padding's one by
+    one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, index: Tensor, flat: Tensor) -> Tensor:
+        ctx.save_for_backward(flat)
+        return _with_zeros(packed)[index]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad[ctx.saved_tensors[0]], None, None
+
+
+class Collect(torch.autograd.Function):
+    """`Spread` the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, placed: Tensor, index: Tensor, flat: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        return placed[flat]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _with_zeros(grad)[ctx.saved_tensors[0]], None, None
+
+
+def _with_zeros(packed: Tensor) -> Tensor:
+    """One row more, which padding's index T finds."""
+    return torch.cat((packed, packed.new_zeros(1, *packed.shape[1:])))
+
+
 def block_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
     """Causal attention inside every sample: q (T, H, K), k and v (T, G, K) -> (T, H*K)."""
     heads, kv_heads = q.shape[1], k.shape[1]
-    packed = functional.pad(torch.cat((q, k, v), dim=1), (0, 0, 0, 0, 0, 1))
-    # One gather for all groups: its backward is one scatter, not one full-sized tensor per group.
-    gathered = packed[torch.cat([g.flatten() for g in batch.groups])]
+    index = torch.cat([g.flatten() for g in batch.groups])
+    gathered: Tensor = Spread.apply(torch.cat((q, k, v), dim=1), index, batch.flat)
     outs = []
     for part, group in zip(gathered.split([g.numel() for g in batch.groups]), batch.groups, strict=True):
         rows = part.view(*group.shape, heads + 2 * kv_heads, -1).transpose(1, 2)
@@ -118,7 +155,8 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch) -> Tensor:
         repeat = heads // kv_heads
         out = causal(q_, k_.repeat_interleave(repeat, 1), v_.repeat_interleave(repeat, 1))
         outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(outs)[batch.flat]
+    collected: Tensor = Collect.apply(torch.cat(outs), index, batch.flat)
+    return collected
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -314,7 +314,8 @@ def main(argv: list[str] | None = None) -> None:
     # A resumed run draws new samples.
     dataset = Batches(tokenizer.to_str(), preset, args.seed + run.step)
     prefetch = 4 if preset.workers else None
-    loader = DataLoader(dataset, batch_size=None, num_workers=preset.workers, prefetch_factor=prefetch)
+    loader = DataLoader(dataset, None, num_workers=preset.workers, prefetch_factor=prefetch,
+                        pin_memory=run.device.type == "cuda")
     batches = iter(loader)
     held = held_batches(tokenizer, 200 if run.device.type == "cuda" else 32)
     if args.compile:

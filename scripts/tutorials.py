@@ -219,7 +219,7 @@ def page(place: Path, command: str) -> Seen:
     deadline = time.monotonic() + TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            httpx.get(f"http://127.0.0.1:{PORTS['6006']}").raise_for_status()
+            httpx.get(f"http://127.0.0.1:{PORTS['6006']}", trust_env=False).raise_for_status()
             process.send_signal(signal.SIGTERM)
             break
         except httpx.HTTPError:

@@ -14,7 +14,7 @@ from demo.checkpoint import DELIVERY, STATE, TOKENIZER, Trained, deliver, load_d
 from demo.checkpoint import REPORT as REPORT_FILE
 from demo.generate import Limits, answers
 from demo.measure import measure, prompt_text, table
-from demo.model import Batch, DemoModel
+from demo.model import Batch, Collect, DemoModel, Spread
 from demo.muon import orthogonalize
 from safetensors.torch import load_file
 from tests.support.demo_tiny import ARCH, random_model, tokenizer
@@ -285,3 +285,23 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         export.export(tmp_path, tmp_path / "model")
     with pytest.raises(FormatError):
         load_items(tmp_path / "none.gz")
+
+
+def test_gradients_through_packing_are_those_of_indexing():
+    """Places of three tokens in two groups, with padding; in fp64 against what autograd makes of plain indexing."""
+    index, flat = torch.tensor([2, 3, 3, 0, 1, 3]), torch.tensor([3, 4, 0])
+    given, placed = (torch.randn(n, 2, 5, dtype=torch.float64, requires_grad=True) for n in (3, 6))
+    for own, plain, source in (
+        (Spread.apply, lambda x: functional.pad(x, (0, 0, 0, 0, 0, 1))[index], given),
+        (Collect.apply, lambda x: x[flat], placed),
+    ):
+        ours, theirs = own(source, index, flat), plain(source)
+        assert torch.equal(ours, theirs)
+        weight = torch.arange(ours.numel(), dtype=torch.float64).view(ours.shape)
+        grads = [torch.autograd.grad((out * weight).sum(), source)[0] for out in (ours, theirs)]
+        assert torch.equal(*grads)
+
+
+def test_no_plan_is_built_for_every_shape():
+    """cuDNN's attention would, in every batch of another shape."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

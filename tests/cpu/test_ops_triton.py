@@ -77,7 +77,7 @@ def types(dtype: str, weight: str = "*i16", cache: tuple[str, str] = ("*u8", "*f
     ints = dict.fromkeys(("counters", "tables", "rows", "positions", "starts", "ends"), "*i32")
     planes = {"k": cache[0], "v": cache[0], "k_params": cache[1], "v_params": cache[1]}
     pointers = {**model, **fp32, **ints, **planes, "w": weight, "scales": "*fp16", "writes": "*i64"}
-    sizes = dict.fromkeys(("T", "N", "M", "F", "stride", "num_blocks", "num_rows", "window"), "i32")
+    sizes = dict.fromkeys(("T", "N", "M", "F", "stride", "num_blocks", "num_rows", "window", "steps", "splits"), "i32")
     return {
         **{f"{name}_ptr": kind for name, kind in pointers.items()}, **sizes,
         **dict.fromkeys(("eps", "q_eps", "k_eps", "scale", "softcap"), "fp32"),
@@ -114,10 +114,20 @@ def test_attention_and_its_start_compile_for_hopper_without_a_gpu(cache):
     heads |= dict.fromkeys(("Q_NORM", "K_NORM", "LOGN"), cache == 0)
     assert compile_for_hopper(attn_in._project, given, {**product_constants(2, "fp16", 128), **heads})
     assert compile_for_hopper(attn_in._finish, given, {**heads, "BLOCK_H": 64, "BLOCK_T": 16})
-    sizes = {"G": 8, "GROUP": 4, "K": 128, "S": 64, "KIND": cache, "ROTATE": cache == 2, "MIXED": True, "STEPS": 8}
+    sizes = {"G": 8, "GROUP": 4, "K": 128, "S": 64, "KIND": cache, "ROTATE": cache == 2, "MIXED": True}
     sizes |= dict.fromkeys(("WINDOW", "SOFTCAP", "ALIBI", "SINKS"), cache == 0)
     blocks = {"ASM": True, "EARLY": True, "BLOCK_G": 4, "BLOCK_H": 64, "BLOCK_L": 64}
-    single = {"CHUNKS": False, "AHEAD": False, "SPLITS": 4, "TOKENS": 1, "BLOCK_Q": 16}
-    chunk = {"CHUNKS": True, "AHEAD": cache < 2, "SPLITS": 1, "TOKENS": 16, "BLOCK_Q": 64}
+    single = {"CHUNKS": False, "AHEAD": False, "SPLIT": True, "TOKENS": 1, "BLOCK_Q": 16}
+    chunk = {"CHUNKS": True, "AHEAD": cache < 2, "SPLIT": False, "TOKENS": 16, "BLOCK_Q": 64}
     assert compile_for_hopper(attention._attend, given, {**sizes, **blocks, **single})
     assert compile_for_hopper(attention._attend, given, {**sizes, **blocks, **chunk})
+
+
+def test_sampling_compiles_for_hopper_without_a_gpu():
+    from tokenmill.kernels.triton import cutoffs, mask_rows, penalise
+
+    tables = {"places_ptr": "*i64", "seen_ptr": "*u8", "counts_ptr": "*i16", "factors_ptr": "*fp32", "bits_ptr": "*u8"}
+    lists = {"top_k_ptr": "*i32", "top_p_ptr": "*fp32", "min_p_ptr": "*fp32", "cut_ptr": "*fp32", "rows_ptr": "*i64"}
+    given = {"x_ptr": "*fp32", **dict.fromkeys(("V", "B", "stride"), "i32"), **tables, **lists}
+    for kernel in (cutoffs._cutoffs, mask_rows._mask_rows, penalise._penalise):
+        assert compile_for_hopper(kernel, given, {"BLOCK_V": 2048})

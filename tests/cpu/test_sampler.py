@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tokenmill.engine.contract import SlotInit
 from tokenmill.kernels.reference.cutoffs import cutoffs
 from tokenmill.runner import noise
-from tokenmill.runner.sampler import Cutoffs, RowSampling, apply_masks, finite_rows, raw_logprobs, sample
+from tokenmill.runner.sampler import PLAIN, RowSampling, SampleOps, finite_rows, raw_logprobs, sample
 from tokenmill.runner.slots import SlotTables, Stage, TableSizes, pack_changes, stages_of
 from tokenmill.types import Sampling
 
@@ -30,7 +30,7 @@ class Case:
     outputs: list[list[int]]
     vocab: int
     positions: list[int] = field(default_factory=list)
-    cutoffs: Cutoffs | None = None
+    ops: SampleOps = PLAIN
 
     @staticmethod
     def of(samplings: list[Sampling], vocab: int, seed: int = 0, **more: object) -> Case:
@@ -60,7 +60,7 @@ class Case:
             stages |= stages_of(self.inits[row])
         positions = torch.tensor([self.positions[row] for row in rows])
         state = RowSampling.of(tables, torch.tensor(rows), positions, stages)
-        return sample(logits[rows].clone(), state, stages, self.candidates(rows), self.cutoffs).tolist()
+        return sample(logits[rows].clone(), state, stages, self.candidates(rows), self.ops).tolist()
 
     def candidates(self, rows: list[int]) -> int:
         """The largest top-k where every row that top-p cuts has one."""
@@ -257,7 +257,7 @@ def test_masks_forbid_what_they_do_not_name(vocab):
     bits = torch.from_numpy(np.packbits(allowed, axis=1, bitorder="little"))
     logits = logits_of(5, vocab, 1.0)
     before = logits.clone()
-    apply_masks(logits, torch.tensor([4, 0, 2]), bits)
+    PLAIN.mask_rows(logits, torch.tensor([4, 0, 2]), bits)
     for row, mask in zip((4, 0, 2), allowed, strict=True):
         assert (logits[row] == before[row].masked_fill(torch.from_numpy(~mask), -torch.inf)).all()
     assert (logits[[1, 3]] == before[[1, 3]]).all()
@@ -273,6 +273,6 @@ def test_tokens_by_a_backends_cutoffs_are_those_of_transformers():
     """The op's thresholds in place of the sampler's own, for rows that differ in everything."""
     vocab = 300
     case = Case.of(all_kinds(60, vocab), vocab)
-    case.cutoffs = cutoffs
+    case.ops = SampleOps(cutoffs=cutoffs)
     logits = logits_of(60, vocab, 3.0)
     assert case.sample(logits) == [case.expected(logits, row) for row in range(60)]

@@ -32,7 +32,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
         if process.poll() is not None:
             raise EngineDeadError(f"the server ended with {process.returncode} before it was ready")
         try:
-            if httpx.get(f"{url}/health/ready", timeout=2).status_code == 200:
+            if httpx.get(f"{url}/health/ready", timeout=2, trust_env=False).status_code == 200:
                 return
         except httpx.HTTPError:
             time.sleep(POLL_S)
@@ -98,7 +98,7 @@ def show_server(model: str, copy: Path | None = None) -> None:
     except ImportError:
         raise ConfigError("the demo asks through the openai client: pip install 'tokenmill[serve]'") from None
     with server(model) as url:
-        client = openai.OpenAI(base_url=url, api_key="none")
+        client = openai_client(url)
         name = client.models.list().data[0].id
         print(f"openai {openai.__version__}: models.list().data[0].id is {name!r}")
         ask(client, name)
@@ -107,13 +107,18 @@ def show_server(model: str, copy: Path | None = None) -> None:
             show_beside(client, name, copy)
 
 
-def show_beside(client: Any, name: str, copy: Path) -> None:
-    """The same questions to both servers, answers side by side."""
+def openai_client(url: str) -> Any:
+    """Past any proxy that the environment names: the server is on this machine."""
     import openai
 
+    return openai.OpenAI(base_url=url, api_key="none", http_client=openai.DefaultHttpxClient(trust_env=False))
+
+
+def show_beside(client: Any, name: str, copy: Path) -> None:
+    """The same questions to both servers, answers side by side."""
     print("\nThe 4-bit copy with a 4-bit KV cache, beside it:")
     with server(str(copy), "--quant-policy", "4", "--model-name", W4) as url:
-        beside = openai.OpenAI(base_url=url, api_key="none")
+        beside = openai_client(url)
         for question in BESIDE:
             print(f"user: {question}")
             for asked, shown in ((client, name), (beside, W4)):

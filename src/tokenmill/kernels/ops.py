@@ -90,6 +90,9 @@ class Primitives:
     silu_mul(gate_up_T2F) -> TF: silu of the first half times the second.
     kv_write(pages, k_TGK, v_TGK, writes_T) -> None.
     cutoffs(x_RV fp32, top_k_R int32, top_p_R, min_p_R fp32) -> fp32 [R]: the least value that lives; -inf: all do.
+    penalise(x_RV fp32, places_R int64, seen_SV bool, counts_SV int16, factors_R3 fp32) -> None: x changes; row r's own
+        tables are at places_R[r].
+    mask_rows(x_RV fp32, rows_M int64, bits_MB uint8) -> None: x changes.
     route(logits_TE, choice_bias_E | None, routing) -> weights_Tk fp32, experts_Tk int64.
     """
 
@@ -101,6 +104,8 @@ class Primitives:
     prepare_linear: PrepareLinear
     prepare_experts: PrepareExperts
     cutoffs: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    penalise: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+    mask_rows: Callable[[Tensor, Tensor, Tensor], None]
     route: Callable[[Tensor, Tensor | None, Routing], tuple[Tensor, Tensor]]
 
 

@@ -58,6 +58,7 @@ class Linear:
     def __init__(self, parts: tuple[Part, ...], kind: Kind, loader: Loader):
         shares = [shard(part, kind, loader.group) for part in parts]
         weight, bias = join(shares)
+        bias = None if bias is None else bias.to(loader.device)
         self.shape = weight.shape
         self.nbytes = weight.nbytes
         self.prepared: Prepared = loader.ops.primitives.prepare_linear(weight.to(loader.device), bias, loader.dtype)

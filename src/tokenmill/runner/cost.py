@@ -64,7 +64,7 @@ def _time(runner: Runner, steps: count[int], rows: int, tokens: int, start: int)
     """Microseconds of a step of `rows` rows of `tokens` tokens at `start`; the first run warms up."""
     slots: I32 = np.arange(rows, dtype=np.int32)
     seats = [SlotInit(int(slot), 0, GREEDY, 0, start + tokens) for slot in slots]
-    runner.run(StepPlan(next(steps), new_slots=seats, new_blocks=_blocks(runner, rows, start + tokens))).result()
+    runner.run(StepPlan(next(steps), new_slots=seats, new_blocks=own_blocks(runner, rows, start + tokens))).result()
     ids: I32 = np.zeros(tokens, np.int32)
     taken = []
     for _ in range(RUNS + 1):
@@ -76,7 +76,7 @@ def _time(runner: Runner, steps: count[int], rows: int, tokens: int, start: int)
     return median(taken[1:])
 
 
-def _blocks(runner: Runner, rows: int, tokens: int) -> I32:
+def own_blocks(runner: Runner, rows: int, tokens: int) -> I32:
     """new_blocks that give each row its own blocks, in every group."""
     parts = []
     for number, group in enumerate(runner.capacity().groups):

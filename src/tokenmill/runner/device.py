@@ -28,7 +28,7 @@ from tokenmill.runner.extras import Parts, add_logprobs, gather_extras
 from tokenmill.runner.graphs import DecodeGraphs
 from tokenmill.runner.inputs import Geometry, Limits, SampleWork, Staged, decode_rows, mixed_rows, stage, unpack
 from tokenmill.runner.lanes import Lane
-from tokenmill.runner.sampler import Cutoffs, RowSampling, apply_masks, finite_rows, sample
+from tokenmill.runner.sampler import PLAIN, RowSampling, SampleOps, finite_rows, sample
 from tokenmill.runner.slots import HostSlots, SlotTables, Stage, TableSizes
 
 
@@ -70,7 +70,7 @@ class DeviceSteps:
         """From now on steps are this model's. It must be the same model again where there was one."""
         self.model = model
         self.geometry = geometry(model, self._capacity)
-        self.cutoffs = own_cutoffs(model)
+        self.ops = sample_ops(model)
         self.layers = tuple(group.layers for group in model.spec.groups)
         if self.encoder is not None and model.vision is not None:
             self.encoder.vision = model.vision
@@ -162,7 +162,7 @@ class DeviceSteps:
         wanting = done.part["logprob_rows"].long() if len(work.logprob_rows) else None
         raw = logits[wanting] if wanting is not None else None
         if masks is not None:
-            apply_masks(logits, *masks)
+            self.ops.mask_rows(logits, *masks)
         tokens = self._choose(logits, done, work)
         self.tables.drew(done.slots_N, tokens, bool(work.stages & Stage.PENALTY))
         if raw is not None and wanting is not None:
@@ -174,7 +174,7 @@ class DeviceSteps:
             # What a sampler without stages does; no row's parameters are looked up for it.
             return logits.argmax(-1)
         rows = RowSampling.of(self.tables, done.slots_N, done.positions_N, work.stages)
-        return sample(logits, rows, work.stages, work.num_candidates, self.cutoffs)
+        return sample(logits, rows, work.stages, work.num_candidates, self.ops)
 
     def _copy_blocks(self, copies: I32) -> None:
         for group, source, target in copies.tolist():
@@ -220,9 +220,9 @@ class Sleeper(Protocol):
 class DeviceRunner:
     """The Runner of one process's share of a model. `bed`: how it sleeps, where it can."""
 
-    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane, facts: dict[str, Any] | None = None):
+    def __init__(self, steps: DeviceSteps, capacity: Capacity, lane: Lane):
         self._steps, self._capacity, self._lane = steps, capacity, lane
-        self._facts = facts or {}
+        self._facts: dict[str, Any] = {}
         self.bed: Sleeper | None = None
         self._host = HostSlots(capacity.max_rows, capacity.groups)
         self._images = no_images(capacity)
@@ -234,6 +234,10 @@ class DeviceRunner:
 
     def capacity(self) -> Capacity:
         return self._capacity
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """What `describe` answers from now on."""
+        self._facts = facts
 
     def costs(self, cost: StepCost) -> None:
         """What was measured (cost.py), for the scheduler."""
@@ -307,7 +311,10 @@ def geometry(model: Model, capacity: Capacity) -> Geometry:
     return Geometry(blocks, model.rope, model.logn, capacity.grids)
 
 
-def own_cutoffs(model: Model) -> Cutoffs | None:
-    """The backend's thresholds of top-k, top-p and min-p; None where it has none and the sampler knows better ones."""
+def sample_ops(model: Model) -> SampleOps:
+    """What the model's backend does of sampling; its cutoffs only where they are its own."""
     ops = getattr(model, "ops", None)
-    return None if ops is None or ops.backends["cutoffs"] == "reference" else ops.primitives.cutoffs
+    if ops is None:
+        return PLAIN
+    own = ops.primitives.cutoffs if ops.backends["cutoffs"] != "reference" else None
+    return SampleOps(ops.primitives.penalise, ops.primitives.mask_rows, own)

@@ -61,6 +61,8 @@ class DecodeGraphs:
     def __init__(self, step: DecodeStep, keys: list[tuple[int, int]], dummy: int, device: torch.device):
         self._step, self._dummy, self._device = step, dummy, device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: libraries keep a workspace for every stream they have met.
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._captured = {key: self._capture(*key) for key in keys}
         self.keys = list(self._captured)
 
@@ -77,12 +79,11 @@ class DecodeGraphs:
 
     def _capture(self, rows: int, context: int) -> _Captured:
         slots_R = torch.full((rows,), self._dummy, dtype=torch.int64, device=self._device)
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._side):
             for _ in range(WARM_UPS):
                 self._step(slots_R, context)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        torch.cuda.current_stream(self._device).wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             logits_RV, totals_R = self._step(slots_R, context)

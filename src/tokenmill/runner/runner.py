@@ -37,6 +37,7 @@ from tokenmill.runner.memory import DTYPES, CacheNeed
 from tokenmill.runner.place import device_facts, pick_device
 from tokenmill.runner.plan import GIB, IMAGE_BATCH, IMAGE_TILES, workspace_bytes
 from tokenmill.runner.ranks import lead, serve_rank
+from tokenmill.runner.rehearse import rehearse
 from tokenmill.runner.sleep import Bed, Remake
 
 # Reference attention holds the scores of a whole chunk; longer steps gain nothing and cost gigabytes.
@@ -87,9 +88,13 @@ def build_share(config: EngineConfig, device: torch.device, group: Group) -> Dev
 
     capture(steps)
     phases.end("graphs")
+    runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads, group.size))
+    if device.type == "cuda" and spec.generates:
+        rehearse(runner)
+        phases.end("rehearsal")
     told = describe(config, need, groups, memory.resident_bytes(model), phases)
     told |= {"encoder_cache_bytes": capacity.encoder_cache_bytes}
-    runner = DeviceRunner(steps, capacity, make_lane(device, config.kernels.threads, group.size), told)
+    runner.tell(told)
     runner.bed = Bed(steps, Remake(again, partial(memory.allocate, need, groups, device), capture))
     if config.scheduler.itl_target_ms is not None and spec.generates:
         runner.costs(measure_cost(runner))

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenmill.kernels.reference.mask_rows import mask_rows as reference_mask_rows
+from tokenmill.kernels.reference.penalise import penalise as reference_penalise
 from tokenmill.runner import noise, slots
 from tokenmill.runner.slots import SlotTables, Stage
 
@@ -32,8 +34,8 @@ class RowSampling:
     """Parameters of R rows.
 
     params_f fp32 [R, NUM_F] and params_i int32 [R, NUM_I]: columns of `slots.py`. positions int [R]: of the token to
-    draw. bias_*, stop_*: lists [R, W], value 0 is padding. prompt_seen bool [R, V], output_counts int16 [R, V].
-    Lists and counts are None where no row has them.
+    draw. bias_*, stop_*: lists [R, W], value 0 is padding. history: places int64 [R] in the tables prompt_seen bool
+    [S, V] and output_counts int16 [S, V]. Lists and history are None where no row has them.
     """
 
     params_f: Tensor
@@ -41,8 +43,7 @@ class RowSampling:
     positions: Tensor
     bias: tuple[Tensor, Tensor] | None = None
     stops: tuple[Tensor, Tensor] | None = None
-    prompt_seen: Tensor | None = None
-    output_counts: Tensor | None = None
+    history: tuple[Tensor, Tensor, Tensor] | None = None
 
     @staticmethod
     def of(tables: SlotTables, slots_R: Tensor, positions_R: Tensor, stages: Stage) -> RowSampling:
@@ -53,28 +54,35 @@ class RowSampling:
         if stages & Stage.STOPS:
             rows.stops = tables.stop_ids[slots_R], tables.stop_values[slots_R]
         if stages & Stage.PENALTY:
-            rows.prompt_seen, rows.output_counts = tables.prompt_seen[slots_R], tables.output_counts[slots_R]
+            rows.history = slots_R, tables.prompt_seen, tables.output_counts
         return rows
 
 
-# (x_RV, top_k_R, top_p_R, min_p_R) -> the least value of each row that survives: the op of `kernels/ops.py`.
-Cutoffs = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+@dataclass(frozen=True, slots=True)
+class SampleOps:
+    """Ops of `kernels/ops.py` that a backend may do its own way. cutoffs None: torch's, here, which use what the host
+    knows of the rows.
+    """
+
+    penalise: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = reference_penalise
+    mask_rows: Callable[[Tensor, Tensor, Tensor], None] = reference_mask_rows
+    cutoffs: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+
+PLAIN = SampleOps()
 
 
 def sample(
-    logits_RV: Tensor, rows: RowSampling, stages: Stage, num_candidates: int = 0, cutoffs: Cutoffs | None = None
+    logits_RV: Tensor, rows: RowSampling, stages: Stage, num_candidates: int = 0, ops: SampleOps = PLAIN
 ) -> Tensor:
-    """Tokens int64 [R]. logits fp32, overwritten. `num_candidates`: no row's top-k is larger (0: some row has none).
-
-    `cutoffs`: a backend's own way to the thresholds; None: torch's, here.
-    """
-    x = adjust(logits_RV, rows, stages)
+    """Tokens int64 [R]. logits fp32, overwritten. `num_candidates`: no row's top-k is larger (0: some row has none)."""
+    x = adjust(logits_RV, rows, stages, ops)
     if not stages & Stage.DRAW:
         return x.argmax(-1)
     x /= rows.params_f[:, slots.F_TEMPERATURE, None]
-    if cutoffs is not None and stages & (Stage.TOP_K | Stage.TOP_P | Stage.MIN_P):
+    if ops.cutoffs is not None and stages & (Stage.TOP_K | Stage.TOP_P | Stage.MIN_P):
         top_p_R, min_p_R = rows.params_f[:, slots.F_TOP_P], rows.params_f[:, slots.F_MIN_P]
-        cut_R: Tensor | None = cutoffs(x, rows.params_i[:, slots.I_TOP_K], top_p_R, min_p_R)
+        cut_R: Tensor | None = ops.cutoffs(x, rows.params_i[:, slots.I_TOP_K], top_p_R, min_p_R)
     else:
         cut_R = _cutoffs(x, rows, stages, num_candidates)
     if cut_R is not None:
@@ -84,7 +92,7 @@ def sample(
     return x.sub_(race.log_().mul_(draws[:, None])).argmax(-1)
 
 
-def adjust(x: Tensor, rows: RowSampling, stages: Stage) -> Tensor:
+def adjust(x: Tensor, rows: RowSampling, stages: Stage, ops: SampleOps) -> Tensor:
     """Bias, bad words, stops before their time and penalties, in place."""
     if stages & Stage.BIAS and rows.bias is not None:
         x.scatter_add_(1, *rows.bias)
@@ -92,15 +100,10 @@ def adjust(x: Tensor, rows: RowSampling, stages: Stage) -> Tensor:
         early = rows.positions < rows.params_i[:, slots.I_MIN_TOKENS]
         x.scatter_add_(1, rows.stops[0], rows.stops[1].masked_fill(~early[:, None], 0.0))
     if stages & Stage.PENALTY:
-        _penalise(x, rows)
+        if rows.history is None:
+            raise ValueError("penalties are wanted but the step brought no counts")
+        ops.penalise(x, *rows.history, rows.params_f[:, slots.F_REPETITION : slots.F_FREQUENCY + 1])
     return x
-
-
-def apply_masks(x: Tensor, index_M: Tensor, bits_MB: Tensor) -> None:
-    """Forbids what a grammar forbids, in place. index int64 [M]: rows of x; bits uint8 [M, ceil(V / 8)], LSB first."""
-    eight = torch.arange(8, dtype=torch.uint8, device=x.device)
-    allowed = ((bits_MB[:, :, None] >> eight) & 1).flatten(1)[:, : x.shape[1]].bool()
-    x[index_M] = x[index_M].masked_fill(~allowed, -math.inf)
 
 
 def finite_rows(logits_RV: Tensor) -> Tensor:
@@ -116,18 +119,6 @@ def raw_logprobs(logits_RV: Tensor, tokens_R: Tensor, num_top: int) -> tuple[Ten
     values, ids = logits_RV.topk(num_top, -1) if num_top else (logits_RV[:, :0], tokens_R[:, None][:, :0])
     mine_R1 = logits_RV.gather(1, tokens_R[:, None])
     return (mine_R1 - norm_R1)[:, 0], ids.to(torch.int32), values - norm_R1
-
-
-def _penalise(x: Tensor, rows: RowSampling) -> None:
-    """Repetition over prompt and output (once per distinct token), presence and frequency over output."""
-    if rows.prompt_seen is None or rows.output_counts is None:
-        raise ValueError("penalties are wanted but the step brought no counts")
-    counts = rows.output_counts.float()
-    drawn = counts > 0
-    repetition = rows.params_f[:, slots.F_REPETITION, None]
-    x.copy_(torch.where(rows.prompt_seen | drawn, torch.where(x > 0, x / repetition, x * repetition), x))
-    x -= rows.params_f[:, slots.F_FREQUENCY, None] * counts
-    x -= rows.params_f[:, slots.F_PRESENCE, None] * drawn
 
 
 def _cutoffs(x: Tensor, rows: RowSampling, stages: Stage, num_candidates: int) -> Tensor | None:

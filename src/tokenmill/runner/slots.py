@@ -34,7 +34,7 @@ class Stage(IntFlag):
     MIN_P = 64
 
 
-# Columns of the parameter tables.
+# Columns of the parameter tables; the three of penalties stand side by side in this order (`penalise`).
 F_TEMPERATURE, F_TOP_P, F_MIN_P, F_REPETITION, F_PRESENCE, F_FREQUENCY, F_ROPE_BASE, NUM_F = range(8)
 I_TOP_K, I_SEED_LOW, I_SEED_HIGH, I_MIN_TOKENS, I_TURN_SHIFT, NUM_I = range(6)
 LEAST_TEMPERATURE = 1e-5

@@ -98,7 +98,7 @@ def serving(engine: str, settings: Settings, packages: Path | None, limit_s: flo
 def _ready(url: str, process: Process, deadline: float) -> bool:
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/v1/models", timeout=5).status_code == 200:
+            if httpx.get(f"{url}/v1/models", timeout=5, trust_env=False).status_code == 200:
                 return True
         time.sleep(0.2)
     return False

@@ -58,6 +58,22 @@ def _rotate_rows(first_QH, second_QH, HALF: tl.constexpr):
     return (first_QH + second_QH) * scale, (first_QH - second_QH) * scale
 
 
+@triton.jit
+def _rotate_sums(first_QH, second_QH, HALF: tl.constexpr, dtype: tl.constexpr):
+    """`_rotate_rows` of fp32 numbers that end as `dtype`: as two numbers of a half type each, which hold them to twice
+    its digits. Products of fp32 are unrolled multiplications, whose registers spill."""
+    if dtype == tl.float32:
+        first_QH, second_QH = _rotate_rows(first_QH, second_QH, HALF)
+    else:
+        high1_QH, high2_QH = first_QH.to(dtype), second_QH.to(dtype)
+        low1_QH = (first_QH - high1_QH.to(tl.float32)).to(dtype)
+        low2_QH = (second_QH - high2_QH.to(tl.float32)).to(dtype)
+        first_QH, second_QH = _rotate_rows(high1_QH, high2_QH, HALF)
+        low1_QH, low2_QH = _rotate_rows(low1_QH, low2_QH, HALF)
+        first_QH, second_QH = first_QH + low1_QH, second_QH + low2_QH
+    return first_QH, second_QH
+
+
 @triton.constexpr_function
 def _four_codes(high: str, kind: str, shift: int, mask: str) -> str:
     """Four bytes in a register -> four floats of 16 bits: each byte under an exponent's, less the middle code there."""

@@ -29,7 +29,8 @@ def early_launch(early: int) -> dict[str, Any]:
     return {"launch_pdl": True} if early else {}
 
 
-@triton.jit
+# One kernel for every number of tokens: of a step, or of a bucket.
+@triton.jit(do_not_specialize=("T",))
 def _linear(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_ptr, counters_ptr, bias_ptr, residual_ptr,
             out_ptr, squares_ptr, T, N, M, stride, eps, KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr,
             GROUP: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -58,7 +59,7 @@ def _linear(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_ptr
         tl.store(out_ptr + at_NT, out_NT, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def _gated(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_ptr, counters_ptr, bias_ptr, out_ptr, T, F,
            M, stride, eps, KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr, GROUP: tl.constexpr,
            BIAS: tl.constexpr, NORM: tl.constexpr, PARTS: tl.constexpr, BLOCK_P: tl.constexpr, EVEN: tl.constexpr,

@@ -24,7 +24,7 @@ from tokenmill.kernels.meta import RowMeta
 from tokenmill.kernels.ops import AttentionFacts
 from tokenmill.kernels.reference.attention import attention as reference
 from tokenmill.kernels.triton._held import early
-from tokenmill.kernels.triton._kinds import CODES, ROTATED, _load_codes, _rotate_rows, planes
+from tokenmill.kernels.triton._kinds import CODES, ROTATED, _load_codes, _rotate_rows, _rotate_sums, planes
 from tokenmill.kernels.triton._launch import INTERPRETED, early_launch
 from tokenmill.kv.contract import KVPages
 
@@ -107,10 +107,10 @@ def _over(q1_QH, q2_QH, qsum_Q, position_Q, end_Q, slope_Q, k_ptr, k_params_ptr,
 
 
 @triton.jit
-def _row_of(starts_ptr, tile, num_rows, TOKENS: tl.constexpr, STEPS: tl.constexpr):
+def _row_of(starts_ptr, tile, num_rows, steps, TOKENS: tl.constexpr):
     """The row a tile belongs to: row r's tiles begin at starts[r] // TOKENS + r. Bisection, no host."""
     low, high = tile * 0, tile * 0 + num_rows
-    for _ in range(STEPS):
+    for _ in range(steps):
         middle = (low + high) // 2
         below = (tl.load(starts_ptr + middle) // TOKENS + middle <= tile) & (middle < num_rows)
         low = tl.where(below, middle, low)
@@ -118,13 +118,17 @@ def _row_of(starts_ptr, tile, num_rows, TOKENS: tl.constexpr, STEPS: tl.constexp
     return low
 
 
-@triton.jit
+# What differs from step to step must not be compiled for: that would happen while requests wait.
+@triton.jit(
+    do_not_specialize=("window", "num_blocks", "num_rows", "steps", "splits"),
+    do_not_specialize_on_alignment=("rows_ptr", "starts_ptr", "ends_ptr"),
+)
 def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_ptr, positions_ptr, starts_ptr,
             ends_ptr, slopes_ptr, sinks_ptr, out_ptr, sums_ptr, marks_ptr, counters_ptr, scale, softcap, window,
-            num_blocks, num_rows, T, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
-            KIND: tl.constexpr, ROTATE: tl.constexpr, CHUNKS: tl.constexpr, MIXED: tl.constexpr, STEPS: tl.constexpr,
+            num_blocks, num_rows, steps, splits, G: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr,
+            S: tl.constexpr, KIND: tl.constexpr, ROTATE: tl.constexpr, CHUNKS: tl.constexpr, MIXED: tl.constexpr,
             AHEAD: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
-            SINKS: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLITS: tl.constexpr, TOKENS: tl.constexpr,
+            SINKS: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr, SPLIT: tl.constexpr, TOKENS: tl.constexpr,
             BLOCK_G: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr):
     """CHUNKS: tiles of rows longer than one token, else single tokens (MIXED: only of rows of one). AHEAD: each token
     sees up to its entry of `ends`, else up to itself."""
@@ -134,7 +138,7 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
         tl.extra.cuda.gdc_wait()
     tile, g, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if CHUNKS:
-        row = _row_of(starts_ptr, tile, num_rows, TOKENS, STEPS)
+        row = _row_of(starts_ptr, tile, num_rows, steps, TOKENS)
         start = tl.load(starts_ptr + row)
         count = tl.load(starts_ptr + row + 1) - start
         first_token = start + (tile - (start // TOKENS + row)) * TOKENS
@@ -172,7 +176,7 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
             slope_Q = tl.load(slopes_ptr + head_Q, mask=inside_Q, other=0.0).to(tl.float32)
         oldest = tl.maximum(earliest - window + 1, 0) if WINDOW else earliest * 0
         floor = oldest // BLOCK_L * BLOCK_L
-        share = tl.cdiv(tl.cdiv(context - floor, SPLITS), BLOCK_L) * BLOCK_L
+        share = tl.cdiv(tl.cdiv(context - floor, splits), BLOCK_L) * BLOCK_L
         begin = floor + split * share
         end = tl.minimum(begin + share, context)
         # Up to here every query of the tile sees every place; with a window or in one block, mask all.
@@ -192,8 +196,8 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
             clear, end, oldest, end, scale, softcap, window, most_Q, total_Q, sum1_QH, sum2_QH, G, HALF, S, KIND,
             True, WINDOW, SOFTCAP, ALIBI, ASM, BLOCK_H, BLOCK_L)
         mine = split >= 0
-        if SPLITS > 1:
-            mark_Q = (token_Q.to(tl.int64) * (G * GROUP) + head_Q) * SPLITS
+        if SPLIT:
+            mark_Q = (token_Q.to(tl.int64) * (G * GROUP) + head_Q) * splits
             parts_QH = sums_ptr + mark_Q[:, None] * K + h[None, :]
             tl.store(parts_QH + split * K, sum1_QH, mask=inside_QH)
             tl.store(parts_QH + split * K + HALF, sum2_QH, mask=inside_QH)
@@ -201,16 +205,16 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
             tl.store(marks_ptr + (mark_Q + split) * 2 + 1, total_Q, mask=inside_Q)
             # All of it is written before one thread says so, to the whole device.
             tl.debug_barrier()
-            mine = tl.atomic_add(counters_ptr + first_token * G + g, 1) == SPLITS - 1
+            mine = tl.atomic_add(counters_ptr + first_token * G + g, 1) == splits - 1
             if mine:
                 most_Q = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-                for z in range(SPLITS):
+                for z in range(splits):
                     its_Q = tl.load(marks_ptr + (mark_Q + z) * 2, mask=inside_Q, other=0.0, cache_modifier=".cg")
                     most_Q = tl.maximum(most_Q, its_Q)
                 total_Q = tl.zeros([BLOCK_Q], tl.float32)
                 sum1_QH = tl.zeros([BLOCK_Q, BLOCK_H], tl.float32)
                 sum2_QH = tl.zeros([BLOCK_Q, BLOCK_H], tl.float32)
-                for z in range(SPLITS):
+                for z in range(splits):
                     at_Q = marks_ptr + (mark_Q + z) * 2
                     part_Q = tl.exp2(tl.load(at_Q, mask=inside_Q, other=0.0, cache_modifier=".cg") - most_Q)
                     total_Q += part_Q * tl.load(at_Q + 1, mask=inside_Q, other=1.0, cache_modifier=".cg")
@@ -225,7 +229,7 @@ def _attend(q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr, tables_ptr, rows_pt
                 total_Q += tl.exp2(sink_Q * 1.4426950408889634 - most_Q)
             sum1_QH, sum2_QH = sum1_QH / total_Q[:, None], sum2_QH / total_Q[:, None]
             if ROTATE:
-                sum1_QH, sum2_QH = _rotate_rows(sum1_QH, sum2_QH, HALF)
+                sum1_QH, sum2_QH = _rotate_sums(sum1_QH, sum2_QH, HALF, dtype)
             tl.store(out_ptr + at_QH, sum1_QH.to(dtype), mask=inside_QH)
             tl.store(out_ptr + at_QH + HALF, sum2_QH.to(dtype), mask=inside_QH)
 
@@ -296,8 +300,8 @@ class _Call:
             q if rows.ends_T is None else rows.ends_T,
             q if facts.alibi_slopes_H is None else facts.alibi_slopes_H, q if facts.sinks_H is None else facts.sinks_H,
             self.out, sums, marks, counters(q.device, grid[0] * G), facts.scale, facts.softcap or 1.0,
-            facts.window_tokens or 0, self.table_RB.shape[1], len(rows.totals_R), len(q), G, H // G, K, S,
-            SPLITS=splits, TOKENS=tokens, BLOCK_Q=block_q, **which, **self._constants(),
+            facts.window_tokens or 0, self.table_RB.shape[1], len(rows.totals_R), len(rows.totals_R).bit_length() + 1,
+            splits, G, H // G, K, S, SPLIT=splits > 1, TOKENS=tokens, BLOCK_Q=block_q, **which, **self._constants(),
             AHEAD=which["CHUNKS"] and rows.ends_T is not None,
             num_warps=8 if block_q >= 128 else 4, num_stages=3 if K <= 128 else 2,
         )  # fmt: skip
@@ -305,9 +309,9 @@ class _Call:
     def _constants(self) -> dict[str, Any]:
         kind, facts, H, K = self.pages.kind.name, self.facts, self.q.shape[1], self.q.shape[2]
         return {
-            "KIND": CODES[kind], "ROTATE": kind in ROTATED, "STEPS": len(self.rows.totals_R).bit_length() + 1,
-            "WINDOW": facts.window_tokens is not None, "SOFTCAP": facts.softcap is not None,
-            "ALIBI": facts.alibi_slopes_H is not None, "SINKS": facts.sinks_H is not None,
+            "KIND": CODES[kind], "ROTATE": kind in ROTATED, "WINDOW": facts.window_tokens is not None,
+            "SOFTCAP": facts.softcap is not None, "ALIBI": facts.alibi_slopes_H is not None,
+            "SINKS": facts.sinks_H is not None,
             "EARLY": early() > 0, **early_launch(early()), "ASM": not INTERPRETED and self.q.dtype != torch.float32,
             "BLOCK_G": triton.next_power_of_2(H // self.pages.shape.num_heads),
             "BLOCK_H": max(16, triton.next_power_of_2(K // 2)), "BLOCK_L": BLOCK_L // 2 if self.exact else BLOCK_L,
@@ -315,10 +319,13 @@ class _Call:
 
 
 def chunk_tokens(group: int, max_row_tokens: int, queries: int) -> int:
-    """Tokens of a chunk's tile of so many queries: a power of two, no more than the longest chunk has."""
-    most: int = max(1, queries // triton.next_power_of_2(group))
-    longest: int = triton.next_power_of_2(max_row_tokens)
-    return min(most, longest)
+    """Tokens of a chunk's tile: as many as `queries` hold, or as the narrow side does where no chunk has more.
+
+    Two sizes only: each is a kernel that has to be compiled.
+    """
+    heads: int = triton.next_power_of_2(group)
+    most, least = max(1, queries // heads), max(1, LEAST_QUERIES // heads)
+    return least if max_row_tokens <= least else most
 
 
 def num_splits(programs: int, max_context: int) -> int:

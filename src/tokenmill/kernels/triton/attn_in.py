@@ -85,7 +85,7 @@ def _finish_head(first_HT, second_HT, head, token_T, h, T, cos_ptr, sin_ptr, log
                          CACHE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def _finish(qkv_ptr, T, cos_ptr, sin_ptr, logn_ptr, writes_ptr, q_norm_ptr, k_norm_ptr, q_ptr, k_ptr, k_params_ptr,
             v_ptr, v_params_ptr, q_eps, k_eps, H: tl.constexpr, G: tl.constexpr, HALF: tl.constexpr,
             CACHE: tl.constexpr, ROTATE: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, LOGN: tl.constexpr,
@@ -101,7 +101,7 @@ def _finish(qkv_ptr, T, cos_ptr, sin_ptr, logn_ptr, writes_ptr, q_norm_ptr, k_no
                  Q_NORM, K_NORM, LOGN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("T",))
 def _project(x_ptr, w_ptr, scales_ptr, zeros_ptr, norm_ptr, sums_ptr, scratch_ptr, counters_ptr, bias_ptr, T, cos_ptr,
              sin_ptr, logn_ptr, writes_ptr, q_norm_ptr, k_norm_ptr, q_ptr, k_ptr, k_params_ptr, v_ptr, v_params_ptr,
              q_eps, k_eps, M, stride, eps, KIND: tl.constexpr, SIGN: tl.constexpr, ZEROS: tl.constexpr,

@@ -66,7 +66,8 @@ def _least(row_ptr, V, most, highest, limit, MASS: tl.constexpr, BLOCK_V: tl.con
     return high.to(tl.int32), above
 
 
-@triton.jit
+# Parameters may be columns of a table of one row.
+@triton.jit(do_not_specialize_on_alignment=("top_k_ptr", "top_p_ptr", "min_p_ptr"))
 def _cutoffs(x_ptr, top_k_ptr, top_p_ptr, min_p_ptr, cut_ptr, V, BLOCK_V: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = x_ptr + row * V
