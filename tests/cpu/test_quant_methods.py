@@ -1,5 +1,8 @@
 """Quantization methods against closed forms, plain re-statements of their papers, and transformers."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from tests.support.quantized import feed_of, streams, tiny_block
@@ -7,9 +10,10 @@ from tests.support.quantized import feed_of, streams, tiny_block
 from tokenmill.errors import ConfigError, FormatError
 from tokenmill.quant import search
 from tokenmill.quant.block import SITES
-from tokenmill.quant.grid import make_grid, round_to_grid
+from tokenmill.quant.grid import SEARCH_LEAST, SEARCH_STEPS, make_grid, round_to_grid, search_grid
 from tokenmill.quant.method import load_method
 from tokenmill.quant.methods import fp8, gptq, smoothquant
+from tokenmill.quant.polish import PASSES, Places, polish
 from tokenmill.quant.recipe import Recipe
 from tokenmill.quant.scaling import apply, moves
 from tokenmill.quant.stats import Gram, gram, output_error
@@ -175,6 +179,81 @@ def test_gptq_beats_rounding_on_its_objective(recipe):
     ours = output_error(made.dequantize() - w, grams).sum()
     nearest = output_error(round_to_grid(w, recipe) - w, grams).sum()
     assert ours < 0.8 * nearest
+
+
+REFINED = Recipe(group=64, refine=True)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_refining_lowers_gptqs_objective(bits, symmetric):
+    grams, errors = gram([inputs()], 128), []
+    for refine in (False, True):
+        recipe = Recipe(group=64, bits=bits, symmetric=symmetric, refine=refine)
+        made = gptq.solve(weights(64), gptq.Hessian(grams, recipe, "x"), recipe)
+        errors.append(output_error(made.dequantize() - weights(64), grams).sum())
+    assert errors[1] < 0.97 * errors[0], errors
+
+
+def test_the_searched_grid_is_the_best_of_its_shrinks():
+    """Row by row and group by group, against a loop in fp64."""
+    w, importance = weights(6), torch.rand(128, generator=torch.Generator().manual_seed(3)) + 0.1
+    found = search_grid(w, importance, G64).nearest(w)
+    for row, group in itertools.product(range(6), range(2)):
+        part, weigh = w[row, group * 64 : (group + 1) * 64], importance[group * 64 : (group + 1) * 64].double()
+        least = math.inf
+        for step in range(SEARCH_STEPS):
+            shrink = 1 - (1 - SEARCH_LEAST) * step / (SEARCH_STEPS - 1)
+            low, high = float(part.min().clamp(max=0)) * shrink, float(part.max().clamp(min=0)) * shrink
+            scale = float(torch.tensor((high - low) / 15).half())
+            zero = min(max(round(-low / scale), 0), 15)
+            value = ((part / scale).round() + zero).clamp(0, 15).double().sub(zero) * scale
+            least = min(least, float(((value - part.double()).square() * weigh).sum()))
+        ours = (found[row, group * 64 : (group + 1) * 64].double() - part.double()).square()
+        assert float((ours * weigh).sum()) <= least * 1.001
+
+
+def test_polished_codes_are_the_best_one_by_one():
+    """Each move is the best of all codes of that column, by the whole objective in fp64; the last pass moves little."""
+    w, grams = weights(8), gram([inputs()], 128)
+    grid = make_grid(w, G64)
+    places = Places(*(part.expand_as(w) for part in grid.spread(128)), grid.top)
+    start = grid.codes(w)
+    ours = polish(start, places, w, grams)
+    codes, slow = start.double(), grams.double()
+    for _, j in itertools.product(range(PASSES), range(128)):
+        tried = codes.repeat(16, 1, 1)
+        tried[:, :, j] = torch.arange(16, dtype=torch.float64)[:, None]
+        delta = (tried - grid.spread(128)[1]) * grid.spread(128)[0] - w
+        codes[:, j] = torch.einsum("cnm,mk,cnk->cn", delta, slow, delta).argmin(0).double()
+    assert (ours == codes).float().mean() > 0.99
+    before, after = (output_error(places.values(c) - w, grams) for c in (start, ours))
+    assert bool((after <= before * 1.0001).all()) and after.sum() < 0.7 * before.sum()
+
+
+def test_the_aim_is_the_least_squares_answer():
+    """Weights that make up for drifted inputs, against torch's solver on the stacked ridge problem in fp64."""
+    plain, w = inputs(64, 400), weights(5, 64)
+    seen = plain + 0.1 * torch.randn(400, 64, generator=torch.Generator().manual_seed(5))
+    grams = gram([seen], 64)
+    hessian = gptq.Hessian(grams, REFINED, "x")
+    ours = hessian.aim(w, (plain - seen).T @ seen / len(seen))
+    # Ridge around w itself: min |seen (w + d) - plain w|^2 / T + damping |d|^2.
+    damping = (REFINED.damp_frac * grams.diagonal().mean()).double()
+    a = torch.cat([seen.double() / 400**0.5, damping.sqrt() * torch.eye(64, dtype=torch.float64)])
+    b = torch.cat([(plain - seen).double() @ w.double().T / 400**0.5, torch.zeros(64, 5, dtype=torch.float64)])
+    wanted = w.double() + torch.linalg.lstsq(a, b).solution.T
+    assert torch.allclose(ours.double(), wanted, atol=2e-3 * float(wanted.abs().max()))
+
+
+def test_drift_is_a_mean_over_tokens_and_shrinks_with_few(folder):
+    """The mean of (p - q) q^T, times 1 - in-features / tokens."""
+    block, plain = tiny_block(folder), tiny_block(folder)
+    aims, seen = streams(4, 64), streams(4, 64, seed=7)
+    found = gptq.site_drift("qkv", (plain, aims), (block, seen))
+    p, q = (torch.cat([block.site_input("qkv", x) for x in made]).double() for made in (aims, seen))
+    assert torch.allclose(found.double(), (p - q).T @ q / 256 * (1 - 128 / 256), atol=1e-5)
+    assert not bool(gptq.site_drift("qkv", (plain, aims[:2]), (block, seen[:2])).any())
 
 
 def test_gptq_with_uncorrelated_inputs_is_rounding():

@@ -21,6 +21,8 @@ class Recipe:
     group: in-features per scale, None for one scale per out-feature. order: how GPTQ visits columns. "act": by
     importance, over grids fixed beforehand; "group": groups by their most important column, columns by importance
     within, each grid made when its group begins; "none": as they lie. Files need no order with any of them.
+    refine: GPTQ aims at the plain model's outputs, over searched grids, and goes over its codes again (None: as the
+    method has it, awq_gptq does and gptq, which is the published one, does not).
     damp_frac: added to the Hessian's diagonal, of its mean. ratios: steps of the AWQ search; duo: search the form with
     weight magnitudes as well. clip: AWQ searches a clip. search_tokens: calibration tokens the AWQ and SmoothQuant
     searches run through a whole module (statistics and Hessians use all). fp8: how scales are laid out.
@@ -33,6 +35,7 @@ class Recipe:
     group: int | None = 128
     symmetric: bool = False
     order: str = "act"
+    refine: bool | None = None
     damp_frac: float = 0.01
     ratios: int = 20
     duo: bool = True

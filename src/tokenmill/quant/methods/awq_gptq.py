@@ -1,9 +1,11 @@
-"""AWQ's searched scales, then GPTQ on the scaled weights, in AWQ's files: better than either, at no cost when serving.
+"""AWQ's searched scales, then refined GPTQ on the scaled weights, in AWQ's files: better than either, served alike.
 
 No clip: GPTQ compensates a full range better than it does a clipped one.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from tokenmill.quant.block import Block
 from tokenmill.quant.method import Feed
@@ -21,4 +23,4 @@ def scheme(recipe: Recipe) -> Scheme:
 
 def quantize(block: Block, feed: Feed, recipe: Recipe) -> dict[str, Weight]:
     awq.scale(block, feed, recipe)
-    return gptq.quantize(block, feed, recipe)
+    return gptq.quantize(block, feed, replace(recipe, refine=recipe.refine is not False))

@@ -4,10 +4,17 @@ Inputs come from the model quantized so far, site by site within the block ("tru
 falling importance over grids fixed beforehand from the original groups, or group by group (the most important first,
 by importance within), or as they lie; then a group's grid is made when its first column is reached. Groups stay where
 they are in every order: the files need none and every kernel runs them.
+
+With `refine`, three things more, none of which the files or the kernels see. The weights that are rounded are those
+whose outputs, on the quantized model's inputs, are nearest to the plain outputs on the plain inputs (least squares,
+damped as the Hessian is), so that later linears make up for what earlier ones lost. Grids fixed beforehand are searched
+(`search_grid`), weighted by what an error in a column costs once the later ones have made up for it. Codes are visited
+again (`polish`).
 """
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +23,9 @@ from torch import Tensor
 from tokenmill.errors import FormatError
 from tokenmill.log import get_logger
 from tokenmill.quant.block import SITES, Block
-from tokenmill.quant.grid import Grid, make_grid, split_groups
+from tokenmill.quant.grid import Grid, make_grid, search_grid, split_groups
 from tokenmill.quant.method import Feed, integer_scheme, settle
+from tokenmill.quant.polish import Places, polish
 from tokenmill.quant.recipe import Recipe
 from tokenmill.quant.stats import gram
 from tokenmill.weights.contract import Weight
@@ -36,17 +44,41 @@ def scheme(recipe: Recipe) -> Scheme:
 def quantize(block: Block, feed: Feed, recipe: Recipe) -> dict[str, Weight]:
     """Walks the sites; each site's Hessian is shared by the linears that read it."""
     made: dict[str, Weight] = {}
+    plain, aims = replace_linears(block), feed.plain if recipe.refine else None
     residuals = feed.quantized
     for site in SITES:
         names = block.facts.names(site)
         first = block.linears[names[0]]
         inputs = (block.site_input(site, residual) for residual in residuals)
         hessian = Hessian(gram(inputs, first.shape[1], first.device), recipe, "/".join(names))
+        drift = None if aims is None else site_drift(site, (plain, aims), (block, residuals))
         for name in names:
-            made[name] = settle(block, name, solve(block.linears[name], hessian, recipe))
+            target = block.linears[name] if drift is None else hessian.aim(block.linears[name], drift)
+            made[name] = settle(block, name, solve(target, hessian, recipe))
         if site == "out":
             residuals = [block.advance(site, residual) for residual in residuals]
+            aims = aims and [plain.advance(site, residual) for residual in aims]
     return made
+
+
+def replace_linears(block: Block) -> Block:
+    """The block with linears of its own, which stay when the other's are quantized."""
+    twin = copy(block)
+    twin.linears = dict(block.linears)
+    return twin
+
+
+def site_drift(site: str, plain: tuple[Block, list[Tensor]], quantized: tuple[Block, list[Tensor]]) -> Tensor:
+    """How the plain model's inputs differ from the quantized one's, seen along these: mean of (p - q) q^T [M, M].
+
+    It is fitted to: with few tokens for M in-features most of a fit is chance, so it counts by 1 - M / tokens.
+    """
+    total, tokens = torch.zeros(()), 0
+    for residual_p, residual_q in zip(plain[1], quantized[1], strict=True):
+        p, q = plain[0].site_input(site, residual_p), quantized[0].site_input(site, residual_q)
+        total = total.to(q.device) + (p - q).T @ q
+        tokens += len(q)
+    return total / tokens * max(0.0, 1 - total.shape[-1] / tokens)
 
 
 class Hessian:
@@ -60,10 +92,24 @@ class Hessian:
         matrix = gram_MM.clone()
         matrix.diagonal()[self.dead] = 1.0
         self.order = visiting(matrix.diagonal(), recipe)
-        self.upper = self._factor(matrix[self.order][:, self.order], recipe.damp_frac, where)
+        self.matrix, self.upper = self._factor(matrix[self.order][:, self.order], recipe.damp_frac, where)
+
+    def aim(self, weight_NM: Tensor, drift_MM: Tensor) -> Tensor:
+        """The weight that gives, on the inputs of the Hessian, what `weight_NM` gives on inputs that drifted."""
+        lost_NM = (weight_NM @ drift_MM)[:, self.order]
+        change = torch.empty_like(weight_NM)
+        change[:, self.order] = lost_NM @ self.upper.T @ self.upper
+        return weight_NM + change
+
+    def importance(self) -> Tensor:
+        """Per in-feature: what a squared error there costs once the columns behind it have made up for it."""
+        found = torch.empty_like(self.upper.diagonal())
+        found[self.order] = self.upper.diagonal().reciprocal().square()
+        return found
 
     @staticmethod
-    def _factor(matrix: Tensor, damp_frac: float, where: str) -> Tensor:
+    def _factor(matrix: Tensor, damp_frac: float, where: str) -> tuple[Tensor, Tensor]:
+        """The damped matrix and its inverse's factor."""
         mean = matrix.diagonal().mean()
         while damp_frac <= MAX_DAMP:
             damped = matrix.clone()
@@ -73,7 +119,7 @@ class Hessian:
                 upper: Tensor
                 upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
                 if not int(failed) and bool(torch.isfinite(upper).all()):
-                    return upper
+                    return damped, upper
             get_logger().warning("%s: damping %.3g is too little, trying %.3g", where, damp_frac, damp_frac + DAMP_STEP)
             damp_frac += DAMP_STEP
         raise FormatError(f"{where}: no damping up to {MAX_DAMP} lets the Hessian be inverted: calibrate on more text")
@@ -105,14 +151,20 @@ def solve(weight_NM: Tensor, hessian: Hessian, recipe: Recipe) -> Weight:
     """The quantized weight of one linear."""
     original = weight_NM.clone()
     original[:, hessian.dead] = 0.0
-    grid = make_grid(original, recipe)
+    late = recipe.order != "act"
+    searched = bool(recipe.refine) and not late
+    grid = search_grid(original, hessian.importance(), recipe) if searched else make_grid(original, recipe)
     order = hessian.order
     columns = _Columns(original[:, order].clone(), torch.empty_like(original), order.tolist())
     step = _batch_columns(recipe)
     for start in range(0, len(order), step):
         stop = min(start + step, len(order))
-        errors = _solve_span(columns, (start, stop), hessian.upper, grid, None if recipe.order == "act" else recipe)
+        errors = _solve_span(columns, (start, stop), hessian.upper, grid, recipe if late else None)
         columns.weight_NM[:, stop:] -= errors @ hessian.upper[start:stop, stop:]
+    if recipe.refine:
+        scales, zeros = (part.expand_as(original)[:, order] for part in grid.spread(original.shape[1]))
+        places = Places(scales, zeros, grid.top)
+        columns.codes_NM = polish(columns.codes_NM, places, original[:, order], hessian.matrix)
     codes = torch.empty_like(columns.codes_NM)
     codes[:, order] = columns.codes_NM
     return grid.weight(codes)
