@@ -129,7 +129,9 @@ def test_a_client_that_leaves_ends_the_servers_work() -> None:
             httpx.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(PATIENCE_S, read=0.3))
         wait_for(lambda: not slow.engine.live)
         with proxy.client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as stream:
-            next(stream.iter_lines())
+            # An iterator that is let go closes the connection.
+            lines = stream.iter_lines()
+            next(lines)
             assert slow.engine.live
         wait_for(lambda: not slow.engine.live)
         wait_for(lambda: proxy.status()[slow.url]["unfinished"] == 0)

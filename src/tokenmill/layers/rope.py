@@ -83,7 +83,7 @@ class Rope:
         if self.long_freqs is not None:
             return torch.where(bases_T1 > 0.5, self.long_freqs, self.own_freqs)
         if self.facts.kind in ("dynamic", "qwen"):
-            if not bases_T1.is_cuda and float(bases_T1.max()) <= self.facts.theta:
+            if bases_T1.device.type == "cpu" and float(bases_T1.max()) <= self.facts.theta:
                 return self.own_freqs[None]  # no prompt is long; on a CPU that may be looked at
             bent = 1.0 / bases_T1.clamp(min=1.0) ** self.exponents
             return torch.where(bases_T1 > 0.0, bent, self.own_freqs)
