@@ -37,8 +37,9 @@ def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         try:
             chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=60_000)
+            chromium.new_page().goto("data:text/html,here", timeout=60_000)
         except sync_api.Error as error:
-            pytest.skip(f"Chromium does not start here: {str(error).splitlines()[0][:200]}")
+            pytest.skip(f"Chromium does not work here: {str(error).splitlines()[0][:200]}")
         yield chromium
         chromium.close()
 
