@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.beside import parity
 
 from tokenmill.api.scoring import reward
 from tokenmill.config import EngineConfig, ModelConfig, SchedulerConfig
@@ -47,8 +48,13 @@ def random_ids(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", sorted(set(families()) - NOT_IN_TRANSFORMERS))
 def test_family_equals_transformers(family: str, tmp_path: Path) -> None:
-    report = check_parity(make_tiny(family, tmp_path / family), Probe(tokens=TOKENS))
+    report = parity(make_tiny(family, tmp_path / family), TOKENS)
     assert report.ok, str(report)
+
+
+def test_a_family_that_transformers_lacks_is_said_in_words() -> None:
+    with pytest.raises(ConfigError, match="transformers .* knows no nonsense: install"):
+        build_twin({"model_type": "nonsense"}, {})
 
 
 def test_every_published_architecture_finds_its_family() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tests.support import beside
 
 from tokenmill.errors import ConfigError, FormatError
 from tokenmill.models import parity
@@ -28,7 +29,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_stage_equals_transformers(tmp_path: Path, name: str) -> None:
-    report = check_parity(make_tiny("internvl", tmp_path, overrides=SHAPES[name]), Probe(tokens=40))
+    report = beside.parity(make_tiny("internvl", tmp_path, overrides=SHAPES[name]), 40)
     assert [stage.name for stage in report.stages][-2:] == ["image features", "logits with an image"]
     # transformers' twin projects the layer named, so a layer less is a different result, not a lenient one.
     assert report.ok and all(stage.size > 0.1 for stage in report.stages), str(report)

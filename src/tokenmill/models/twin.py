@@ -81,12 +81,15 @@ def build_twin(raw: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
 
 def twin_config(raw: dict[str, Any]) -> Any:
     try:
-        from transformers import AutoConfig
+        import transformers
     except ImportError as error:
         raise ConfigError("comparing with transformers needs it: pip install 'tokenmill[lite]'") from error
     keys = {key: value for key, value in raw.items() if key not in ("model_type", "quantization_config", "auto_map")}
     keys |= {key: _rope_of_text(raw[key]) for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
-    return AutoConfig.for_model(raw["model_type"], **{**keys, "attn_implementation": "eager"})
+    kind = raw["model_type"]
+    if kind not in transformers.CONFIG_MAPPING:
+        raise ConfigError(f"transformers {transformers.__version__} knows no {kind}: install a release that does")
+    return transformers.AutoConfig.for_model(kind, **{**keys, "attn_implementation": "eager"})
 
 
 def _rope_of_text(rope: dict[str, Any]) -> dict[str, Any]:
