@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from tests.support import beside
 from tests.support.pictures import data_url, encoded, picture
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -23,7 +23,6 @@ from tokenmill.api.session import ServedModel
 from tokenmill.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from tokenmill.engine.client import start_engine
 from tokenmill.errors import ConfigError
-from tokenmill.models import parity
 from tokenmill.models.gemma3_vision import MEAN, STD, TINY
 from tokenmill.models.parity import Probe, check_parity
 from tokenmill.models.spec import read_spec
@@ -76,14 +75,7 @@ def test_every_stage_equals_transformers(tmp_path: Path, window: int) -> None:
      "mm_soft_emb_norm.weight", "mm_input_projection_weight"],
 )  # fmt: skip
 def test_a_spoilt_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    sound, spoilt = make_tiny("gemma3_vision", tmp_path / "a"), make_tiny("gemma3_vision", tmp_path / "b")
-    tensors = load_file(spoilt / "model.safetensors")
-    [full] = [key for key in tensors if key.endswith(name) and "language_model" not in key]
-    tensors[full] = tensors[full] * 1.05
-    save_file(tensors, spoilt / "model.safetensors", {"format": "pt"})
-    build = parity.build_model
-    monkeypatch.setattr(parity, "build_model", lambda folder, how: build(spoilt, how))
-    assert check_parity(sound, Probe(tokens=20)).first_difference == "image features"
+    assert beside.difference_of_spoilt("gemma3_vision", name, tmp_path, monkeypatch) == "image features"
 
 
 def test_published_sizes() -> None:

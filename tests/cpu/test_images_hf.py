@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.support import beside
 from tests.support.pictures import data_url, encoded, picture
 
 from tokenmill import GenerationConfig, TurbomindEngineConfig, pipeline
@@ -75,14 +76,7 @@ def test_a_tower_without_its_inner_name_is_read(tmp_path: Path) -> None:
      "layers.1.layer_norm2.weight", "layers.1.mlp.fc1.bias", "multi_modal_projector.linear_1.weight"],
 )  # fmt: skip
 def test_a_spoilt_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    sound, spoilt = make_tiny("llava", tmp_path / "a"), make_tiny("llava", tmp_path / "b")
-    tensors = load_file(spoilt / "model.safetensors")
-    [full] = [key for key in tensors if key.endswith(name) and "language_model" not in key]
-    tensors[full] = tensors[full] * 1.05
-    save_file(tensors, spoilt / "model.safetensors", {"format": "pt"})
-    build = parity.build_model
-    monkeypatch.setattr(parity, "build_model", lambda folder, how: build(spoilt, how))
-    assert check_parity(sound, Probe(tokens=20)).first_difference == "image features"
+    assert beside.difference_of_spoilt("llava", name, tmp_path, monkeypatch) == "image features"
 
 
 def test_published_sizes() -> None:

@@ -9,10 +9,8 @@ from safetensors.torch import load_file, save_file
 from tests.support import beside
 
 from tokenmill.errors import ConfigError, FormatError
-from tokenmill.models import parity
 from tokenmill.models.build import build_model
 from tokenmill.models.internvl import TINY
-from tokenmill.models.parity import Probe, check_parity
 from tokenmill.models.spec import families, read_spec
 from tokenmill.models.tiny import make_tiny
 
@@ -42,13 +40,7 @@ def test_every_stage_equals_transformers(tmp_path: Path, name: str) -> None:
      "vision_model.encoder.layers.2.ls2", "mlp1.3.weight", "vision_model.encoder.layers.0.mlp.fc2.bias"],
 )  # fmt: skip
 def test_a_spoilt_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    sound, spoilt = make_tiny("internvl", tmp_path / "a"), make_tiny("internvl", tmp_path / "b")
-    tensors = load_file(spoilt / "model.safetensors")
-    tensors[name] = tensors[name] * 1.05
-    save_file(tensors, spoilt / "model.safetensors", {"format": "pt"})
-    build = parity.build_model
-    monkeypatch.setattr(parity, "build_model", lambda folder, how: build(spoilt, how))
-    assert check_parity(sound, Probe(tokens=20)).first_difference == "image features"
+    assert beside.difference_of_spoilt("internvl", name, tmp_path, monkeypatch) == "image features"
 
 
 def test_published_sizes() -> None:

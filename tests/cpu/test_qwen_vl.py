@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from tests.support import beside
 from tests.support.pictures import picture
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -139,13 +139,7 @@ def test_a_bent_rope_and_a_shared_head(tmp_path: Path) -> None:
      ("qwen2_vl", "visual.blocks.0.mlp.fc1.bias"), ("qwen2_vl", "visual.merger.mlp.2.weight")],
 )  # fmt: skip
 def test_a_spoilt_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, tensor: str) -> None:
-    sound, spoilt = make_tiny(name, tmp_path / "a"), make_tiny(name, tmp_path / "b")
-    tensors = load_file(spoilt / "model.safetensors")
-    tensors[tensor] = tensors[tensor] * 1.05
-    save_file(tensors, spoilt / "model.safetensors", {"format": "pt"})
-    build = parity.build_model
-    monkeypatch.setattr(parity, "build_model", lambda folder, how: build(spoilt, how))
-    assert check_parity(sound, Probe(tokens=20)).first_difference == "image features"
+    assert beside.difference_of_spoilt(name, tensor, tmp_path, monkeypatch) == "image features"
 
 
 @pytest.mark.parametrize("wrong", ["grids", "turns"])

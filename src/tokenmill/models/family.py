@@ -218,6 +218,13 @@ def mlp_of(family: Family, arch: DecoderArch, index: int) -> MlpPlace:
     return MlpPlace(block.sparse, family.names.sparse, arch.sparse)
 
 
+def expect_served(wanted: dict[str, tuple[Any, Any]]) -> None:
+    """Each key's value and the one that is served. ConfigError where they differ."""
+    for key, (value, served) in wanted.items():
+        if value != served:
+            raise ConfigError(f"config.json: {key} is {value!r}; only {served!r} is served")
+
+
 def expect_positive(config: dict[str, Any], *keys: str) -> None:
     """ConfigError where a size is missing or not a positive whole number."""
     for key in keys:

@@ -18,13 +18,14 @@ from tokenmill.errors import ConfigError
 from tokenmill.layers.linear import Linear, Loader, Part
 from tokenmill.layers.vit import TileNorm, Vit, VitArch, VitNames, shaped
 from tokenmill.models.contract import VisionSpec
-from tokenmill.models.family import expect_positive
+from tokenmill.models.family import expect_served
 from tokenmill.models.gemma import NormsFromOne
 from tokenmill.models.gemma3 import TINY as GEMMA3_TINY
 from tokenmill.models.hf_twin import HfTwin, read_hf_twin
 from tokenmill.models.llava import PARTS, layer_shapes, named_pair
 from tokenmill.models.multimodal import Config, LanguageTwin, Multimodal, with_defaults
 from tokenmill.models.pixels import PixelScale
+from tokenmill.models.tower import expect_sizes, sizes_of, tile_spec
 from tokenmill.weights.classes import Dense
 from tokenmill.weights.renamed import RenamedSource
 
@@ -79,17 +80,10 @@ def language(config: Config) -> Config:
 
 def vit_arch(config: Config) -> VitArch:
     c = {**VISION_DEFAULTS, **config["vision_config"]}
-    expect_positive(
-        c, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"
-    )
+    expect_sizes(c)
     _check(config, c)
     return VitArch(
-        hidden_size=c["hidden_size"],
-        ffn_size=c["intermediate_size"],
-        num_layers=c["num_hidden_layers"],
-        num_heads=c["num_attention_heads"],
-        tile_size=c["image_size"],
-        patch_size=c["patch_size"],
+        **sizes_of(c),
         norm="layer_norm",
         eps=float(c["layer_norm_eps"]),
         qk_norm=False,
@@ -104,14 +98,11 @@ def vit_arch(config: Config) -> VitArch:
 
 def _check(config: Config, c: Config) -> None:
     """ConfigError on what is not served."""
-    wanted = {
-        "model_type": (c.get("model_type", "siglip_vision_model"), "siglip_vision_model"),
-        "hidden_act": (c["hidden_act"], "gelu_pytorch_tanh"),
-        "num_channels": (c["num_channels"], 3),
-    }
-    for key, (value, served) in wanted.items():
-        if value != served:
-            raise ConfigError(f"config.json: vision_config.{key} is {value!r}; only {served!r} is served")
+    expect_served({
+        "vision_config.model_type": (c.get("model_type", "siglip_vision_model"), "siglip_vision_model"),
+        "vision_config.hidden_act": (c["hidden_act"], "gelu_pytorch_tanh"),
+        "vision_config.num_channels": (c["num_channels"], 3),
+    })  # fmt: skip
     if c["image_size"] % c["patch_size"] or c["hidden_size"] % c["num_attention_heads"]:
         raise ConfigError("config.json: image_size must be whole patches, the tower's hidden_size whole heads")
     vectors, patches = vectors_of(config), c["image_size"] // c["patch_size"]
@@ -127,16 +118,8 @@ def vectors_of(config: Config) -> int:
 
 def vision(config: Config) -> VisionSpec:
     a = vit_arch(config)
-    sizes = [torch.Size(shape).numel() for shape in tensors(config, int(language(config)["hidden_size"])).values()]
-    return VisionSpec(
-        piece=(a.tile_size, a.tile_size, 3),
-        tile_tokens=vectors_of(config),
-        most_tiles=1,
-        params=sum(sizes),
-        # Pixels as numbers; then residual, norm, qkv and attention's output, or the MLP's width twice.
-        tile_work=3 * a.tile_size**2 * 3 + a.side**2 * (4 * a.hidden_size + max(4 * a.hidden_size, 2 * a.ffn_size)),
-        ahead=True,
-    )
+    shapes = tensors(config, int(language(config)["hidden_size"]))
+    return tile_spec(a, vectors_of(config), 1, shapes, ahead=True)
 
 
 class Gemma3Vision:

@@ -7,7 +7,6 @@ once. Both say `intern_vit_6b` in their config, so only its keys are read. A til
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +16,12 @@ from tokenmill.errors import ConfigError
 from tokenmill.layers.linear import Loader
 from tokenmill.layers.vit import TileNorm, Vit, VitArch, VitNames, shuffle_pixels, whole_linear
 from tokenmill.models.contract import VisionSpec
-from tokenmill.models.family import expect_positive
+from tokenmill.models.family import expect_served
 from tokenmill.models.internlm2 import TINY as INTERNLM2_TINY
 from tokenmill.models.internvl_twin import build_twin
 from tokenmill.models.multimodal import Config, Multimodal
 from tokenmill.models.pixels import PixelScale
+from tokenmill.models.tower import expect_sizes, linear, run_layers, sizes_of, tile_spec
 
 NAMES = VitNames(
     cls="vision_model.embeddings.class_embedding",
@@ -83,40 +83,27 @@ def language(config: Config) -> Config:
 
 def vit_arch(config: Config) -> VitArch:
     c = config["vision_config"]
-    expect_positive(
-        c, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"
-    )
+    expect_sizes(c)
     _check(config, c)
-    run = c["num_hidden_layers"] + 1 + int(config.get("select_layer", -1))
-    if not 1 <= run <= c["num_hidden_layers"]:
-        raise ConfigError(f"config.json: select_layer is {config['select_layer']}; it must name a layer from the end")
     return VitArch(
-        hidden_size=c["hidden_size"],
-        ffn_size=c["intermediate_size"],
-        num_layers=c["num_hidden_layers"],
-        num_heads=c["num_attention_heads"],
-        tile_size=c["image_size"],
-        patch_size=c["patch_size"],
+        **sizes_of(c),
         norm=c.get("norm_type", "rms_norm"),
         eps=float(c.get("layer_norm_eps", 1e-6)),
         qk_norm=bool(c.get("qk_normalization", True)),
         qkv_bias=bool(c.get("qkv_bias", False)),
-        run_layers=run,
+        run_layers=run_layers(config, c, "select_layer", -1),
     )
 
 
 def _check(config: Config, c: Config) -> None:
     """ConfigError on what is not served."""
-    wanted = {
+    expect_served({
         "ps_version": (config.get("ps_version", "v1"), "v2"),
         "downsample_ratio": (config.get("downsample_ratio", 0.5), 0.5),
         "force_image_size": (config.get("force_image_size") or c["image_size"], c["image_size"]),
         "vision_config.hidden_act": (c.get("hidden_act", "gelu"), "gelu"),
         "vision_config.num_channels": (c.get("num_channels", 3), 3),
-    }
-    for key, (value, served) in wanted.items():
-        if value != served:
-            raise ConfigError(f"config.json: {key} is {value!r}; only {served!r} is served")
+    })  # fmt: skip
     if c.get("norm_type", "rms_norm") not in ("rms_norm", "layer_norm"):
         raise ConfigError(f"config.json: norm_type is {c['norm_type']!r}; it must be rms_norm or layer_norm")
     if c["image_size"] % (2 * c["patch_size"]):
@@ -127,18 +114,9 @@ def _check(config: Config, c: Config) -> None:
 
 def vision(config: Config) -> VisionSpec:
     a = vit_arch(config)
-    tokens = 1 + a.side**2
     most = int(config.get("max_dynamic_patch", 6)) if config.get("dynamic_image_size") else 1
     hidden = int(config["llm_config"]["hidden_size"])
-    sizes = [torch.Size(shape).numel() for shape in tensors(config, hidden).values()]
-    return VisionSpec(
-        piece=(a.tile_size, a.tile_size, 3),
-        tile_tokens=a.side**2 // 4,
-        most_tiles=most + (1 if most > 1 else 0),
-        params=sum(sizes),
-        # Pixels as numbers; then residual, norm, qkv and attention's output, or the MLP's width twice.
-        tile_work=3 * a.tile_size**2 * 3 + tokens * (4 * a.hidden_size + max(4 * a.hidden_size, 2 * a.ffn_size)),
-    )
+    return tile_spec(a, a.side**2 // 4, most + (1 if most > 1 else 0), tensors(config, hidden))
 
 
 class InternVLVision:
@@ -172,7 +150,7 @@ def tensors(config: Config, hidden_size: int) -> dict[str, tuple[int, ...]]:
         "mlp1.0.weight": (width,),
         "mlp1.0.bias": (width,),
     }
-    shapes |= _linear("mlp1.1", hidden_size, width) | _linear("mlp1.3", hidden_size, hidden_size)
+    shapes |= linear("mlp1.1", hidden_size, width) | linear("mlp1.3", hidden_size, hidden_size)
     for index in range(a.num_layers):
         prefix = NAMES.layer.format(index)
         shapes |= {f"{prefix}{name}": shape for name, shape in _layer_tensors(a).items()}
@@ -182,18 +160,13 @@ def tensors(config: Config, hidden_size: int) -> dict[str, tuple[int, ...]]:
 def _layer_tensors(a: VitArch) -> dict[str, tuple[int, ...]]:
     D, F = a.hidden_size, a.ffn_size
     shapes: dict[str, tuple[int, ...]] = {"ls1": (D,), "ls2": (D,)}
-    shapes |= _linear("attn.qkv", 3 * D, D, a.qkv_bias) | _linear("attn.proj", D, D)
-    shapes |= _linear("mlp.fc1", F, D) | _linear("mlp.fc2", D, F)
+    shapes |= linear("attn.qkv", 3 * D, D, a.qkv_bias) | linear("attn.proj", D, D)
+    shapes |= linear("mlp.fc1", F, D) | linear("mlp.fc2", D, F)
     norms = ["norm1", "norm2"]
     shapes |= {f"{name}.weight": (D,) for name in [*norms, *(("attn.q_norm", "attn.k_norm") if a.qk_norm else ())]}
     if a.norm == "layer_norm":
         shapes |= {f"{name}.bias": (D,) for name in norms}
     return shapes
-
-
-def _linear(name: str, N: int, M: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
-    weight: dict[str, Any] = {f"{name}.weight": (N, M)}
-    return weight | ({f"{name}.bias": (N,)} if bias else {})
 
 
 MULTIMODAL = Multimodal(

@@ -15,9 +15,11 @@ from tokenmill.errors import ConfigError
 from tokenmill.layers.linear import Loader
 from tokenmill.models import internvl
 from tokenmill.models.contract import VisionSpec
+from tokenmill.models.family import expect_served
 from tokenmill.models.hf_twin import HfTwin, read_hf_twin
 from tokenmill.models.multimodal import Config, LanguageTwin, Multimodal
 from tokenmill.models.qwen2 import TINY as QWEN2_TINY
+from tokenmill.models.tower import expect_single_layer
 from tokenmill.weights.renamed import RenamedSource, rename
 
 PREFIX = "language_model."
@@ -116,18 +118,14 @@ def side_of(key: str, c: Config) -> Any:
 
 
 def _check(config: Config, c: Config) -> None:
-    wanted = {
+    expect_served({
         "vision_config.model_type": (c.get("model_type", "internvl_vision"), "internvl_vision"),
         "vision_config.use_mean_pooling": (c.get("use_mean_pooling", True), True),
         "vision_config.use_absolute_position_embeddings": (c.get("use_absolute_position_embeddings", True), True),
         "vision_feature_select_strategy": (config.get("vision_feature_select_strategy", "default"), "default"),
         "projector_hidden_act": (config.get("projector_hidden_act", "gelu"), "gelu"),
-    }
-    for key, (value, served) in wanted.items():
-        if value != served:
-            raise ConfigError(f"config.json: {key} is {value!r}; only {served!r} is served")
-    if not isinstance(config.get("vision_feature_layer", -1), int):
-        raise ConfigError("config.json: vision_feature_layer is a list; a single layer is served")
+    })  # fmt: skip
+    expect_single_layer(config, -1)
     if c["use_qk_norm"] and float(c["layer_norm_eps"]) != QK_EPS:
         raise ConfigError(f"config.json: layer_norm_eps is {c['layer_norm_eps']}; with use_qk_norm {QK_EPS} is served")
 

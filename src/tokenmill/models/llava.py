@@ -17,11 +17,11 @@ from tokenmill.errors import ConfigError
 from tokenmill.layers.linear import Loader
 from tokenmill.layers.vit import Vit, VitArch, VitNames, whole_linear
 from tokenmill.models.contract import VisionSpec
-from tokenmill.models.family import expect_positive
 from tokenmill.models.hf_twin import HfTwin, read_hf_twin
 from tokenmill.models.llama import LLAMA_TINY
 from tokenmill.models.multimodal import Config, LanguageTwin, Multimodal, with_defaults
 from tokenmill.models.pixels import PixelScale
+from tokenmill.models.tower import expect_single_layer, expect_sizes, run_layers, sizes_of, tile_spec
 from tokenmill.weights.contract import Source
 from tokenmill.weights.renamed import RenamedSource
 
@@ -84,27 +84,15 @@ def language(config: Config) -> Config:
 
 def vit_arch(config: Config) -> VitArch:
     c = {**VISION_DEFAULTS, **config["vision_config"]}
-    expect_positive(
-        c, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"
-    )
+    expect_sizes(c)
     _check(config, c)
-    run = c["num_hidden_layers"] + 1 + int(config.get("vision_feature_layer", -2))
-    if not 1 <= run <= c["num_hidden_layers"]:
-        raise ConfigError(
-            f"config.json: vision_feature_layer is {config['vision_feature_layer']}; it must name a layer from the end"
-        )
     return VitArch(
-        hidden_size=c["hidden_size"],
-        ffn_size=c["intermediate_size"],
-        num_layers=c["num_hidden_layers"],
-        num_heads=c["num_attention_heads"],
-        tile_size=c["image_size"],
-        patch_size=c["patch_size"],
+        **sizes_of(c),
         norm="layer_norm",
         eps=float(c["layer_norm_eps"]),
         qk_norm=False,
         qkv_bias=True,
-        run_layers=run,
+        run_layers=run_layers(config, c, "vision_feature_layer", -2),
         activation=c["hidden_act"],
         layer_scale=False,
         patch_bias=False,
@@ -125,24 +113,14 @@ def _check(config: Config, c: Config) -> None:
     for key, (value, served) in wanted.items():
         if value not in served:
             raise ConfigError(f"config.json: {key} is {value!r}; served is {' or '.join(map(repr, served))}")
-    if not isinstance(config.get("vision_feature_layer", -2), int):
-        raise ConfigError("config.json: vision_feature_layer is a list; a single layer is served")
+    expect_single_layer(config, -2)
     if c["image_size"] % c["patch_size"] or c["hidden_size"] % c["num_attention_heads"]:
         raise ConfigError("config.json: image_size must be whole patches, the tower's hidden_size whole heads")
 
 
 def vision(config: Config) -> VisionSpec:
     a = vit_arch(config)
-    tokens = 1 + a.side**2
-    sizes = [torch.Size(shape).numel() for shape in tensors(config, int(language(config)["hidden_size"])).values()]
-    return VisionSpec(
-        piece=(a.tile_size, a.tile_size, 3),
-        tile_tokens=a.side**2,
-        most_tiles=1,
-        params=sum(sizes),
-        # Pixels as numbers; then residual, norm, qkv and attention's output, or the MLP's width twice.
-        tile_work=3 * a.tile_size**2 * 3 + tokens * (4 * a.hidden_size + max(4 * a.hidden_size, 2 * a.ffn_size)),
-    )
+    return tile_spec(a, a.side**2, 1, tensors(config, int(language(config)["hidden_size"])))
 
 
 class LlavaVision:

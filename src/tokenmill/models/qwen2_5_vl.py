@@ -17,10 +17,11 @@ from tokenmill.errors import ConfigError
 from tokenmill.layers.linear import Loader
 from tokenmill.layers.patch_vit import MERGE, Merger, PatchVit, PatchVitArch
 from tokenmill.models.contract import VisionSpec
-from tokenmill.models.family import expect_positive
+from tokenmill.models.family import expect_positive, expect_served
 from tokenmill.models.multimodal import Config, Multimodal
 from tokenmill.models.qwen2 import TINY as QWEN2_TINY
 from tokenmill.models.qwen_vl_twin import build_twin
+from tokenmill.models.tower import Shapes, linear, num_params
 from tokenmill.vision.tiles import scale_table
 
 TOWER = "visual."
@@ -117,9 +118,7 @@ def vit_arch(config: Config) -> PatchVitArch:
 def check_vision(c: Config, served: dict[str, Any]) -> None:
     """ConfigError on a tower of another kind."""
     wanted = {**served, "spatial_merge_size": MERGE, "in_channels": 3, "in_chans": 3}
-    for key, value in wanted.items():
-        if c.get(key, value) != value:
-            raise ConfigError(f"config.json: vision_config.{key} is {c[key]!r}; only {value!r} is served")
+    expect_served({f"vision_config.{key}": (c.get(key, value), value) for key, value in wanted.items()})
     width, heads = c.get("embed_dim") or c["hidden_size"], c["num_heads"]
     if width % (4 * heads):
         raise ConfigError(f"config.json: the vision tower's width {width} is no multiple of 4 * {heads} heads")
@@ -141,8 +140,7 @@ def spec_of(a: PatchVitArch, params: int) -> VisionSpec:
 
 
 def vision(config: Config) -> VisionSpec:
-    sizes = [torch.Size(shape).numel() for shape in tensors(config, int(language(config)["hidden_size"])).values()]
-    return spec_of(vit_arch(config), sum(sizes))
+    return spec_of(vit_arch(config), num_params(tensors(config, int(language(config)["hidden_size"]))))
 
 
 class QwenVision:
@@ -166,9 +164,6 @@ def build(loader: Loader, config: Config, hidden_size: int) -> QwenVision:
     return QwenVision(loader, vit_arch(config), vision(config), hidden_size)
 
 
-Shapes = dict[str, tuple[int, ...]]
-
-
 def tensors(config: Config, hidden_size: int) -> Shapes:
     """Every tensor of tower and merger as a real folder holds it."""
     return tower_tensors(vit_arch(config), hidden_size, _layer)
@@ -190,10 +185,6 @@ def tower_tensors(a: PatchVitArch, out_size: int, layer: Callable[[PatchVitArch]
     for index in range(a.num_layers):
         shapes |= {f"blocks.{index}.{name}": shape for name, shape in each.items()}
     return {TOWER + name: shape for name, shape in shapes.items()}
-
-
-def linear(name: str, N: int, M: int) -> Shapes:
-    return {f"{name}.weight": (N, M), f"{name}.bias": (N,)}
 
 
 MULTIMODAL = Multimodal(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from tokenmill.layers.linear import Loader
 from tokenmill.layers.patch_vit import PatchVitArch
 from tokenmill.models import qwen2_5_vl as later
 from tokenmill.models.contract import VisionSpec
 from tokenmill.models.family import expect_positive
 from tokenmill.models.multimodal import Config
+from tokenmill.models.tower import Shapes, linear, num_params
 
 TINY: Config = {
     **later.LANGUAGE_TINY,
@@ -51,23 +50,23 @@ def vit_arch(config: Config) -> PatchVitArch:
 
 
 def vision(config: Config) -> VisionSpec:
-    shapes = tensors(config, int(later.language(config)["hidden_size"])).values()
-    return later.spec_of(vit_arch(config), sum(torch.Size(shape).numel() for shape in shapes))
+    shapes = tensors(config, int(later.language(config)["hidden_size"]))
+    return later.spec_of(vit_arch(config), num_params(shapes))
 
 
 def build(loader: Loader, config: Config, hidden_size: int) -> later.QwenVision:
     return later.QwenVision(loader, vit_arch(config), vision(config), hidden_size)
 
 
-def tensors(config: Config, hidden_size: int) -> later.Shapes:
+def tensors(config: Config, hidden_size: int) -> Shapes:
     """Every tensor of tower and merger as a real folder holds it."""
     return later.tower_tensors(vit_arch(config), hidden_size, _layer)
 
 
-def _layer(a: PatchVitArch) -> later.Shapes:
+def _layer(a: PatchVitArch) -> Shapes:
     norms = {f"{name}.{part}": (a.hidden_size,) for name in ("norm1", "norm2") for part in ("weight", "bias")}
-    ups = later.linear("mlp.fc1", a.ffn_size, a.hidden_size)
-    return {**norms, **ups, **later.linear("mlp.fc2", a.hidden_size, a.ffn_size)}
+    ups = linear("mlp.fc1", a.ffn_size, a.hidden_size)
+    return {**norms, **ups, **linear("mlp.fc2", a.hidden_size, a.ffn_size)}
 
 
 MULTIMODAL = replace(
